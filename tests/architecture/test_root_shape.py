@@ -22,7 +22,7 @@ def test_the_root_holds_no_other_folder_than_the_given_ones_and_docs() -> None:
 
 @pytest.mark.parametrize("floor", ["platform", "consumer_templates", "schemas", "sdk", "helm", "tests"])
 def test_a_root_folder_is_a_floor_and_never_a_package(floor: str) -> None:
-    """Without `__init__.py` a root folder shadows no module; `platform` would break pytest before it collects."""
+    """Without `__init__.py` a root folder shadows no module; `platform` would break pytest itself."""
     assert not (ROOT / floor / "__init__.py").exists()
 
 
