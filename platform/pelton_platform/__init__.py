@@ -1,0 +1,1 @@
+"""The platform of Pelton: what runs functions, on one machine or many."""

@@ -1,0 +1,1 @@
+"""Run Python functions on events: the public face of Pelton."""
