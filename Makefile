@@ -32,7 +32,7 @@ fmt: $(STAMP)  ## format the code and mend what ruff can mend
 lint: $(STAMP)  ## check format, lint rules and import contracts
 	@$(PYTHON) -m ruff format --check .
 	@$(PYTHON) -m ruff check .
-	@$(VENV)/bin/lint-imports --no-cache
+	@$(VENV)/bin/lint-imports --no-cache --no-logo
 
 types: $(STAMP)  ## check types, strictly
 	@$(PYTHON) -m mypy
