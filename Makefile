@@ -26,8 +26,10 @@ demo: $(STAMP)  ## run the ticket pipeline on an embedded Apache Kafka, with two
 test: $(STAMP)  ## run every test but the long fault runs and the benchmarks
 	@$(PYTHON) -m pytest -m "not chaos_long and not bench" $(ARGS)
 
-fmt: $(STAMP)  ## format the code and mend what ruff can mend
-	@$(PYTHON) -m ruff check --fix --quiet . ; $(PYTHON) -m ruff format .
+fmt: $(STAMP)  ## format the code, mend what ruff can mend, render the file map of the docs
+	@$(PYTHON) -m ruff check --fix --exit-zero --quiet .
+	@$(PYTHON) -m ruff format .
+	@$(PYTHON) docs/reference/render.py
 
 lint: $(STAMP)  ## check format, lint rules and import contracts
 	@$(PYTHON) -m ruff format --check .
