@@ -1,0 +1,110 @@
+"""What `pelton_platform.settings` promises: sources, their order, and errors that name the setting."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+
+from pelton_platform.settings import PeltonSettings, SettingsError, kafka_variables, load_settings
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(autouse=True)
+def _clean(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """An environment without PELTON_* and a folder without pelton.toml."""
+    import os
+
+    for name in list(os.environ):
+        if name.startswith("PELTON_"):
+            monkeypatch.delenv(name)
+    monkeypatch.chdir(tmp_path)
+
+
+def test_settings_order_of_sources(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The command line wins over the environment, then comes pelton.toml, then the default."""
+    assert load_settings().namespace == "pelton"
+    Path("pelton.toml").write_text('namespace = "from-file"\nport = 1234\n')
+    assert load_settings().namespace == "from-file"
+    monkeypatch.setenv("PELTON_NAMESPACE", "from-env")
+    assert load_settings().namespace == "from-env"
+    assert load_settings(namespace="given", port=None).namespace == "given"
+    assert load_settings().port == 1234
+
+
+def test_settings_kafka_and_env_tables(monkeypatch: pytest.MonkeyPatch) -> None:
+    """librdkafka settings come from `[kafka]` and PELTON_KAFKA_*, container variables from `[env]`."""
+    Path("pelton.toml").write_text(
+        '[kafka]\n"security.protocol" = "SSL"\n"ssl.ca.location" = "ca.pem"\n[env]\nTOKENIZERS = "1"\n'
+    )
+    monkeypatch.setenv("PELTON_KAFKA_SECURITY_PROTOCOL", "SASL_SSL")
+    settings = load_settings()
+    assert settings.kafka == {"security.protocol": "SASL_SSL", "ssl.ca.location": "ca.pem"}
+    assert settings.env == {"TOKENIZERS": "1"}
+    assert kafka_variables({"PELTON_KAFKA_SASL_USERNAME": "a", "OTHER": "b"}) == {"sasl.username": "a"}
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [("30", 30.0), ("1.5", 1.5), ("500ms", 0.5), ("5m", 300.0), ("1 h", 3600.0), ("PT2S", 2.0)],
+)
+def test_settings_durations(monkeypatch: pytest.MonkeyPatch, text: str, seconds: float) -> None:
+    """Durations are seconds, or a number with a unit."""
+    monkeypatch.setenv("PELTON_KEEP_WARM", text)
+    assert load_settings().keep_warm == timedelta(seconds=seconds)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "complaint"),
+    [
+        ("PELTON_PORT", "none", "PELTON_PORT"),
+        ("PELTON_PORT", "0", "greater than or equal to 1"),
+        ("PELTON_NAMESPACE", "a.b", "'a.b' cannot name a namespace"),
+        ("PELTON_KEEP_WARM", "-1s", "PELTON_KEEP_WARM"),
+        ("PELTON_ENV", "{", "env"),
+        ("PELTON_ENV", '{"A B": "x"}', "'A B' is no name"),
+    ],
+)
+def test_settings_bad_values_are_named(
+    monkeypatch: pytest.MonkeyPatch, name: str, value: str, complaint: str
+) -> None:
+    """A value that cannot be is refused in one line that names the setting."""
+    monkeypatch.setenv(name, value)
+    with pytest.raises(SettingsError) as caught:
+        load_settings()
+    assert complaint in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_settings_unknown_name_in_the_file_is_refused() -> None:
+    """A misspelt setting in pelton.toml is not accepted and ignored."""
+    Path("pelton.toml").write_text("keepwarm = 3\n")
+    with pytest.raises(SettingsError, match="'keepwarm' is no setting; the settings are home"):
+        load_settings()
+    Path("pelton.toml").write_text("keep_warm = \n")
+    with pytest.raises(SettingsError, match="cannot be read"):
+        load_settings()
+
+
+def test_settings_home_is_absolute(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A relative home folder means the folder below the current one, `~` the user's."""
+    monkeypatch.setenv("HOME", "/somewhere")
+    assert load_settings().home == Path("/somewhere/.pelton")
+    assert load_settings(home="state").home == tmp_path / "state"
+
+
+def test_settings_are_all_documented() -> None:
+    """docs/reference/settings.md names every setting with its variable and its meaning, and no other."""
+    page = (ROOT / "docs/reference/settings.md").read_text()
+    rows = {
+        line.split("|")[1].strip(" `"): line
+        for line in page.splitlines()
+        if line.startswith("| `") and line.count("|") == 5
+    }
+    assert set(rows) == set(PeltonSettings.model_fields)
+    for name, field in PeltonSettings.model_fields.items():
+        assert f"`PELTON_{name.upper()}" in rows[name]
+        assert field.description is not None
+        assert field.description in rows[name]
