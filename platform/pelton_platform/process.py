@@ -317,6 +317,27 @@ def port_is_free(port: int, host: str = LOOPBACK) -> bool:
     return True
 
 
+def port_answers(port: int, host: str = LOOPBACK) -> bool:
+    """Say whether a server accepts connections on this TCP port; unlike `port_is_free` it never takes it."""
+    try:
+        with socket.create_connection((host, port), timeout=1.0) as probe:
+            # A connection to a closed port of the ephemeral range can come out as one to itself.
+            return bool(probe.getsockname() != probe.getpeername())
+    except OSError:
+        return False
+
+
+def listener(port: int) -> tuple[int, str] | None:
+    """Return pid and name of the program that listens on a TCP port, as far as the caller may see it."""
+    try:
+        for connection in psutil.net_connections("tcp"):
+            if connection.status == psutil.CONN_LISTEN and connection.laddr.port == port and connection.pid:
+                return connection.pid, psutil.Process(connection.pid).name()
+    except (psutil.Error, OSError):
+        return None
+    return None
+
+
 def free_port(host: str = LOOPBACK) -> int:
     """Return a TCP port that no server listens on, outside the range of outgoing connections."""
     return free_ports(1, host)[0]

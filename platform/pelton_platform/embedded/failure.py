@@ -1,0 +1,7 @@
+"""The one error of the embedded Apache Kafka: it says what went wrong and what to do about it."""
+
+from __future__ import annotations
+
+
+class EmbeddedKafkaError(RuntimeError):
+    """The embedded Apache Kafka could not be fetched, started or stopped; the message names the way out."""

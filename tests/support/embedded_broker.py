@@ -1,0 +1,74 @@
+"""A broker for tests: the real embedded Apache Kafka, which can be killed, frozen and brought back."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from pelton_platform import process
+from pelton_platform.embedded import EmbeddedKafka, EmbeddedKafkaError, resolve
+
+
+class Broker:
+    """One embedded broker on one port, whatever happens to its process.
+
+    Attributes:
+        kafka: The embedded Kafka itself.
+    """
+
+    def __init__(self, kafka: EmbeddedKafka) -> None:
+        self.kafka = kafka
+
+    @property
+    def bootstrap_servers(self) -> str:
+        """Address for clients, the same over every restart."""
+        return self.kafka.bootstrap_servers
+
+    @property
+    def port(self) -> int:
+        """Port for clients, the same over every restart."""
+        return self.kafka.port
+
+    @property
+    def log_path(self) -> Path:
+        """The server's log."""
+        return self.kafka.log_path
+
+    def kill(self) -> None:
+        """End the process with SIGKILL and wait until it is gone; `restart` brings it back."""
+        identity = self.kafka.identity
+        process.send_signal(identity, signal.SIGKILL)
+        assert process.wait_gone(identity, 10.0)
+
+    def freeze(self) -> None:
+        """Stop the process with SIGSTOP: connections stay open, nothing is answered."""
+        assert process.send_signal(self.kafka.identity, signal.SIGSTOP)
+
+    def thaw(self) -> None:
+        """Let a frozen process go on."""
+        assert process.send_signal(self.kafka.identity, signal.SIGCONT)
+
+    def restart(self, timeout: float = 60) -> None:
+        """Start the broker again on the same port and data, after a clean stop if it still runs."""
+        if self.kafka.is_running():
+            self.thaw()
+            process.terminate(self.kafka.identity, 15.0)
+        self.kafka.start(timeout)
+
+
+@contextmanager
+def running_broker(folder: Path, config: Mapping[str, str] | None = None) -> Iterator[Broker]:
+    """Run a broker with its data in `folder`; without Apache Kafka skip on a laptop and fail in CI."""
+    try:
+        installation = resolve()
+    except EmbeddedKafkaError as error:
+        if os.environ.get("CI"):
+            raise
+        pytest.skip(f"no embedded Apache Kafka here: {error}")
+    with EmbeddedKafka(folder, config=config, installation=installation) as kafka:
+        yield Broker(kafka)
