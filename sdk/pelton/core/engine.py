@@ -1,0 +1,439 @@
+"""The engine of a worker: which record is run when, what is written for it, and when its offset is done.
+
+It decides and does nothing: events go in through its methods, actions come out of `take()`. One engine
+serves one function in one instance. Its rules keep the promises that every accepted call has exactly one
+outcome, that commits never pass a record without durable evidence of its end, and that a record which kills
+what runs it comes to an end.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import Final
+
+from pelton.core.attempts import STARTED_AFTER_MS, Attempts, EngineSettings
+from pelton.core.call import Failure, InputPartition
+from pelton.core.decisions import (
+    Action,
+    Alarm,
+    CommitOutcome,
+    InputRecord,
+    Pause,
+    Released,
+    Resume,
+    SendDeadLetter,
+    Trim,
+)
+from pelton.core.handover import Handover
+from pelton.core.offsets import decode_metadata
+from pelton.core.ownership import HORIZON_AHEAD, Owned
+from pelton.core.run import Item, Run, RunKey, RunState
+
+NEVER: Final = 1 << 62
+"""Later than any broker time."""
+
+
+class Engine(Attempts):
+    """Decides for one function in one instance; see the module's docstring."""
+
+    def __init__(self, settings: EngineSettings, dice: Callable[[], float] = lambda: 0.5) -> None:
+        super().__init__(settings, dice)
+        self._owned: dict[InputPartition, Owned] = {}
+        self._turn: deque[Owned] = deque()
+        self._delayed: list[tuple[int, int, Item]] = []
+        self._handovers: list[Handover] = []
+        self._slots = 0
+        self._dirty_since = 0
+        self._trim_at = 0
+
+    # ---- what others may see ----
+
+    def take(self) -> list[Action]:
+        """The actions decided since the last call, to be carried out in order."""
+        self._dispatch()
+        self._commit()
+        taken = self._actions[:]
+        self._actions.clear()
+        return taken
+
+    @property
+    def running(self) -> int:
+        """Attempts in executors."""
+        return self._busy + self._isolated
+
+    @property
+    def waiting(self) -> int:
+        """Records taken in and not dispatched."""
+        return sum(len(own.queue) for own in self._owned.values()) + len(self._apart) + len(self._delayed)
+
+    @property
+    def idle(self) -> bool:
+        """Whether nothing runs and nothing waits for an acknowledgement."""
+        held = all(run.state is RunState.BACKOFF for run in self._runs.values())
+        return held and not len(self._outbox) and not self._commits.busy and not self._handovers
+
+    @property
+    def next_tick_ms(self) -> int:
+        """Broker time at which `tick` has something to do next."""
+        due = [self._trim_at or NEVER]
+        if self._dirty_since:
+            due.append(self._dirty_since + self.settings.commit_age_ms)
+        if self._commits.waiting:
+            due.append(self._commits.not_before_ms)
+        if self._delayed:
+            due.append(self._delayed[0][0])
+        if self._backoff and not self._draining:
+            due.append(self._backoff[0][0])
+        if self._young:
+            due.append(self._young[0][0] + STARTED_AFTER_MS)
+        if self._timed:
+            due.append(self._timed[0][0] + self.settings.timeout_ms)
+        due.extend(handover.due_ms() for handover in self._handovers)
+        return max(self._now + 1, min(due))
+
+    # ---- events: membership ----
+
+    def assigned(
+        self,
+        now_ms: int,
+        partition: InputPartition,
+        committed: tuple[int, str] | None,
+        log_start: int,
+        log_end: int,
+    ) -> int:
+        """A partition is ours from now on.
+
+        Args:
+            now_ms: broker time.
+            partition: which one.
+            committed: the group's committed offset and metadata, None when there is none.
+            log_start: first offset in the log.
+            log_end: offset the next record will get.
+
+        Returns:
+            The offset to read from; -1 when nothing may be read: records the group still needed are gone.
+        """
+        self._now = now_ms
+        self._drop_partition(partition)
+        offset, meta = (
+            (log_start, None) if committed is None else (committed[0], decode_metadata(committed[1]))
+        )
+        if not log_start <= offset <= log_end:
+            self.counters["out_of_range"] += 1
+            self._actions.append(
+                Alarm(
+                    "committed offset outside of the log: intake of this partition stopped",
+                    {"partition": partition, "committed": offset, "log_start": log_start, "log_end": log_end},
+                )
+            )
+            return -1
+        own = Owned(partition, offset, meta, log_end, now_ms)
+        self._owned[partition] = own
+        self._turn.append(own)
+
+        def ready(acknowledged: bool) -> None:
+            own.ready = acknowledged
+
+        self._commits.ask((own,), ready)
+        self._trim_at = self._trim_at or now_ms + self.settings.trim_ms
+        return offset
+
+    def revoke(self, now_ms: int, partitions: Sequence[InputPartition]) -> None:
+        """The group takes partitions away; `Released` says when they may go."""
+        self._now = now_ms
+        leaving = [self._owned[partition] for partition in partitions if partition in self._owned]
+        for own in leaving:
+            own.leaving = True
+        kept = [own for own in self._owned.values() if own.ready and own.alive and not own.leaving]
+        self._handovers.append(Handover(leaving, now_ms, kept, tuple(partitions)))
+        self._turn_handovers()
+
+    def lost(self, now_ms: int, partitions: Sequence[InputPartition]) -> None:
+        """Partitions are gone already: everything of these assignments is dropped."""
+        self._now = now_ms
+        for partition in partitions:
+            self._drop_partition(partition)
+        self._turn_handovers()
+
+    def _turn_handovers(self) -> None:
+        for handover in self._handovers:
+            handover.turn(self._now, self._runs, self._outbox, self._commits, self._release)
+        if self._handovers:
+            self._handovers = [handover for handover in self._handovers if not handover.done]
+
+    def _release(self, handover: Handover) -> None:
+        self.counters["copies"] += handover.copies
+        offsets = {own.partition: own.committed for own in handover.leaving if own.committed > own.trimmed}
+        for own in handover.leaving:
+            if self._owned.get(own.partition) is own:
+                self._drop_partition(own.partition)
+        if offsets:
+            self._actions.append(Trim(offsets))
+        self._actions.append(Released(handover.partitions))
+
+    def _drop_partition(self, partition: InputPartition) -> None:
+        own = self._owned.pop(partition, None)
+        if own is None:
+            return
+        own.alive = own.ready = False
+        self._turn.remove(own)
+        for run in [run for run in self._runs.values() if any(item.own is own for item in run.items)]:
+            run.items = [item for item in run.items if item.own is not own]
+            if run.items and run.partition != partition:
+                continue
+            if run.state is RunState.RUNNING:
+                self._interrupt(run, "its partition went to another instance", forced=False)
+            self.counters["dropped_runs"] += 1
+            self._kill(run)
+            self._rerun(run.items)
+        self._apart = deque(item for item in self._apart if item.own is not own)
+        for key in list(self._blocked):
+            self._blocked[key] = [item for item in self._blocked[key] if item.own is not own]
+        self._delayed = [entry for entry in self._delayed if entry[2].own is not own]
+        heapq.heapify(self._delayed)
+
+    # ---- events: records, reports, commits, time ----
+
+    def records(self, now_ms: int, partition: InputPartition, batch: Sequence[InputRecord]) -> None:
+        """Records of a partition in offset order."""
+        self._now = now_ms
+        own = self._owned.get(partition)
+        if own is None:
+            return
+        queue, size = own.queue, 0
+        for record in batch:
+            item = own.take_in(record)
+            if item is not None:
+                queue.append(item)
+                size += len(record.value or b"")
+        own.queued_bytes += size
+        self._limit_intake(own)
+
+    def _limit_intake(self, own: Owned) -> None:
+        settings, share = self.settings, max(1, len(self._owned))
+        count, size = settings.window // share, settings.window_bytes // share
+        if own.paused:
+            if len(own.queue) <= count // 2 and own.queued_bytes <= size // 2:
+                own.paused = False
+                self._actions.append(Resume(own.partition))
+        elif len(own.queue) > count or own.queued_bytes > size:
+            own.paused = True
+            self._actions.append(Pause(own.partition))
+
+    def reported(self, now_ms: int, send_id: int, ok: bool, offset: int) -> None:
+        """The delivery report of a record: acknowledged at `offset`, or expired."""
+        self._now = now_ms
+        if not ok:
+            self.counters["expiries"] += 1
+        run = self._outbox.reported(send_id, ok, offset)
+        if run is not None:
+            self._proceed(run)
+        if self._handovers:
+            self._turn_handovers()
+
+    def committed(self, now_ms: int, commit_id: int, outcome: CommitOutcome) -> None:
+        """The broker's answer to a commit."""
+        self._now = now_ms
+        if outcome in (CommitOutcome.REFUSED, CommitOutcome.LOST):
+            self.counters["refused_commits"] += 1
+        lost = self._commits.flying if outcome is CommitOutcome.LOST else ()
+        self._commits.answered(now_ms, commit_id, outcome)
+        for partition in lost:
+            self._drop_partition(partition)
+        if self._handovers:
+            self._turn_handovers()
+
+    def capacity(self, now_ms: int, slots: int) -> None:
+        """How many attempts the ready shared executors take together."""
+        self._now = now_ms
+        self._slots = slots
+
+    def drain(self, now_ms: int) -> None:
+        """Starts nothing more; what runs may end."""
+        self._now = now_ms
+        self._draining = True
+
+    def tick(self, now_ms: int) -> None:
+        """Does what is due by the clock."""
+        self._now = now_ms
+        self._start_young()
+        self._end_backoff()
+        while self._delayed and self._delayed[0][0] <= now_ms:
+            item = heapq.heappop(self._delayed)[2]
+            item.own.wait(item)
+        if self.settings.timeout_ms:
+            self._end_overdue()
+        if self._trim_at and self._trim_at <= now_ms:
+            self._trim_at = now_ms + self.settings.trim_ms
+            offsets = {
+                own.partition: own.committed for own in self._owned.values() if own.committed > own.trimmed
+            }
+            for own in self._owned.values():
+                own.trimmed = max(own.trimmed, own.committed)
+            if offsets:
+                self._actions.append(Trim(offsets))
+        self._turn_handovers()
+
+    def _commit(self) -> None:
+        settings = self.settings
+        dirty = [own for own in self._owned.values() if own.dirty and own.ready and not own.leaving]
+        if dirty and not self._dirty_since:
+            self._dirty_since = self._now
+        due = dirty and (
+            self._now - self._dirty_since >= settings.commit_age_ms
+            or sum(own.dirty for own in dirty) >= settings.commit_count
+        )
+        if (due or self._commits.waiting) and self._commits.issue(self._now, dirty):
+            self._dirty_since = 0
+
+    # ---- dispatch ----
+
+    def _dispatch(self) -> None:
+        if self._draining:
+            return
+        for _ in range(len(self._apart)):
+            if self._isolated >= self.settings.isolated:
+                break
+            item = self._apart.popleft()
+            if not self._dispatch_apart(item):
+                self._apart.append(item)
+        turn = self._turn
+        left = len(turn)
+        while left and self._busy < self._slots:
+            own = turn[0]
+            turn.rotate(-1)
+            left = len(turn) if self._dispatch_from(own) else left - 1
+
+    def _dispatch_from(self, own: Owned) -> bool:
+        """Begins up to a share of a partition's waiting records; whether any was taken from the queue."""
+        if not own.ready or own.leaving or not own.queue:
+            return False
+        queue, taken = own.queue, 0
+        share = max(1, (self._slots - self._busy) // len(self._turn))
+        while queue and taken < share and self._busy < self._slots:
+            item = queue[0]
+            offset = item.offset
+            if own.position + HORIZON_AHEAD // 2 > own.wanted:
+                own.wanted = own.position + HORIZON_AHEAD
+                self._commits.ask((own,), _nothing)
+            if offset >= own.horizon or own.full:
+                break
+            queue.popleft()
+            record = item.record
+            own.queued_bytes -= len(record.value or b"")
+            taken += 1
+            if item.run is None:
+                self._begin(item, record)
+        if own.paused:
+            self._limit_intake(own)
+        return taken > 0
+
+    def _begin(self, item: Item, record: InputRecord) -> None:
+        headers = record.headers
+        if headers is None:
+            self._bury(item, record)
+            return
+        if headers.due_ms > self._now:
+            heapq.heappush(self._delayed, (headers.due_ms, item.offset, item))
+            return
+        key = (headers.call_id, headers.attempt)
+        other = self._by_key.get(key)
+        if other is not None:
+            self._bind(item, other, key)
+            return
+        if record.poison:
+            item.dispatched = True
+            reason = Failure("RecordError", record.poison, "", "INVALID_ARGUMENT")
+            self._give_up(self._new_run(item, key), reason)
+            return
+        if item.suspect or item.local:
+            if item.local or self._count(item) >= 1:
+                self._apart.append(item)
+                return
+            self._count_first(self._new_run(item, key), item, shared=True)
+            return
+        item.dispatched = True
+        run = self._new_run(item, key)
+        run.slot = True
+        self._busy += 1
+        if self.settings.streams and headers.attempt > 1:
+            self._fence(run, dead=False)
+        else:
+            self._start(run)
+
+    def _bind(self, item: Item, other: Run, key: RunKey) -> None:
+        """A second record of a call and attempt that runs here is done with that run, unless that is lower."""
+        self.counters["duplicates_absorbed"] += 1
+        own = item.own
+        if other.token[:4] < (key[1], own.epoch, own.partition.topic, own.partition.partition):
+            self._blocked.setdefault(key, []).append(item)
+            return
+        item.run = other
+        item.dispatched = True
+        other.items.append(item)
+
+    def _count(self, item: Item) -> int:
+        headers = item.record.headers
+        carried = headers.may_have_run if headers is not None else None
+        return max(item.own.counts.get(item.offset, 0), carried or 0)
+
+    def _dispatch_apart(self, item: Item) -> bool:
+        """Begins a record that must not run beside others; False when it has to wait longer."""
+        own, headers = item.own, item.record.headers
+        if item.run is not None or headers is None or not own.alive:
+            return True
+        if not own.ready or own.leaving or item.offset >= own.horizon or own.full:
+            return False
+        if not item.local and any(
+            run.isolated and not run.items[0].local for run in self._runs.values() if run.items
+        ):
+            return False
+        key = (headers.call_id, headers.attempt)
+        other = self._by_key.get(key)
+        if other is not None:
+            self._bind(item, other, key)
+            return True
+        run = self._new_run(item, key)
+        run.isolated = True
+        self._isolated += 1
+        self._count_first(run, item, shared=False)
+        return True
+
+    def _count_first(self, run: Run, item: Item, *, shared: bool) -> None:
+        """A suspect's delivery is counted, and the count committed, before it is dispatched."""
+        self.counters["suspects"] += 1
+        own, count = item.own, self._count(item)
+        if shared:
+            run.slot = True
+            self._busy += 1
+        item.dispatched = True
+        own.counts[item.offset] = count + 1
+        item.raised = True
+        run.delivery = count + 1
+        dead = count >= self.settings.max_attempts
+
+        def counted(acknowledged: bool) -> None:
+            if acknowledged and run.alive:
+                self._fence(run, dead=dead)
+
+        self._commits.ask((own,), counted)
+
+    def _bury(self, item: Item, record: InputRecord) -> None:
+        """A record without a readable call id has no caller to tell: a dead letter is its end."""
+        self.counters["poison"] += 1
+        reason = Failure("RecordError", record.poison or "unreadable headers", "", "INVALID_ARGUMENT")
+        item.dispatched = True
+
+        def answered(ok: bool, _offset: int) -> None:
+            if ok:
+                item.own.finish(item)
+            elif item.own.alive:
+                self._outbox.apart(SendDeadLetter(0, item.own.partition, record, reason), answered)
+
+        self._outbox.apart(SendDeadLetter(0, item.own.partition, record, reason), answered)
+
+
+def _nothing(_acknowledged: bool) -> None:
+    """Nobody waits for this commit."""

@@ -1,0 +1,286 @@
+"""What an instance knows of a partition it owns, and how commits of it are made and answered."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Final
+
+from pelton.core.call import InputPartition, Token
+from pelton.core.decisions import Action, Commit, CommitOutcome, InputRecord
+from pelton.core.offsets import METADATA_FULL, METADATA_LIMIT, CommitMeta, FinishedRuns, encode_metadata
+from pelton.core.run import Item, Run
+
+HORIZON_AHEAD: Final = 4096
+"""How far the committed horizon is extended ahead of intake: one commit for so many records."""
+
+_ENTRY_BYTES: Final = 4
+"""Estimated bytes of one run or count in the metadata before base64."""
+
+Answer = Callable[[bool], None]
+"""Called with True when a commit that includes the state at the time of asking was acknowledged."""
+
+
+class Owned:
+    """One assignment of one partition: tracker, epoch, horizon, waiting records.
+
+    Attributes:
+        partition: which one.
+        alive: until it is lost or handed over.
+        ready: its epoch is committed; before that nothing is dispatched.
+        leaving: being revoked; nothing more is dispatched.
+        epoch: owner epoch, in every token.
+        bound: records below it may have run before this assignment.
+        horizon: committed horizon; nothing at or above it is dispatched.
+        wanted: horizon asked for by the next commit.
+        finished: which records are finished.
+        counts, used: delivery counts and attempts used, by offset.
+        position: offset expected next from the log.
+        queue: records waiting to be dispatched.
+        queued_bytes: size of their bodies.
+        items: all unfinished records taken in, and committed copies still ahead, by offset.
+        restored_end: below it, records may be known already (from the metadata, or as copies).
+        committed: acknowledged committed offset.
+        paused: whether intake is paused.
+        dirty: finished records since the last commit.
+    """
+
+    __slots__ = (
+        "alive",
+        "bound",
+        "committed",
+        "counts",
+        "dirty",
+        "epoch",
+        "finished",
+        "horizon",
+        "items",
+        "leaving",
+        "partition",
+        "paused",
+        "position",
+        "queue",
+        "queued_bytes",
+        "ready",
+        "restored_end",
+        "runs",
+        "trimmed",
+        "used",
+        "wanted",
+    )
+
+    def __init__(
+        self, partition: InputPartition, offset: int, meta: CommitMeta | None, log_end: int, now_ms: int
+    ) -> None:
+        if meta is None:
+            meta = CommitMeta(bound=log_end)
+        self.partition = partition
+        self.alive = True
+        self.ready = False
+        self.leaving = False
+        self.epoch = max(meta.epoch + 1, now_ms)
+        self.bound = meta.bound
+        self.horizon = meta.bound
+        self.wanted = max(meta.bound, offset + HORIZON_AHEAD)
+        self.finished = FinishedRuns(offset, meta.finished)
+        self.restored_end = max((first + length for first, length in meta.finished), default=offset)
+        self.counts = dict(meta.counts)
+        self.used = dict(meta.used)
+        self.position = offset
+        self.queue: deque[Item] = deque()
+        self.queued_bytes = 0
+        self.items: dict[int, Item] = {}
+        self.committed = -1
+        self.trimmed = -1
+        self.paused = False
+        self.dirty = 0
+        self.runs = 0
+
+    def token(self, attempt: int) -> Token:
+        """A token higher than every earlier one of this assignment."""
+        self.runs += 1
+        topic, number = self.partition
+        return Token(attempt, self.epoch, topic, number, self.runs)
+
+    def take_in(self, record: InputRecord) -> Item | None:
+        """Takes the next record of the log; None when it needs no dispatch."""
+        offset = record.offset
+        if offset < self.position:
+            return None
+        while self.position < offset:
+            # A hole in the log holds no call; it must not hold up the commit.
+            if self.position >= self.restored_end or self.position not in self.finished:
+                self.finished.add(self.position)
+                self.dirty += 1
+            self.position += 1
+        self.position = offset + 1
+        if offset < self.restored_end and (offset in self.items or offset in self.finished):
+            return None
+        headers = record.headers
+        suspect = offset < self.bound or (headers is not None and headers.may_have_run is not None)
+        item = Item(self, offset, record, suspect)
+        self.items[offset] = item
+        return item
+
+    def wait(self, item: Item) -> None:
+        """Puts a record back at the head of the queue."""
+        self.queue.appendleft(item)
+        self.queued_bytes += len(item.record.value or b"")
+
+    def bind(self, offset: int, record: InputRecord, run: Run) -> Item | None:
+        """The item of a committed copy, bound to its run; None when the copy already went its own way."""
+        if offset < self.position:
+            item = self.items.get(offset)
+            if item is None or item.run is not None:
+                return None
+        else:
+            item = Item(self, offset, record, suspect=True)
+            self.items[offset] = item
+            self.restored_end = max(self.restored_end, offset + 1)
+        item.run = run
+        item.dispatched = True
+        return item
+
+    def finish(self, item: Item) -> None:
+        """Marks a record finished: what it stands for is acknowledged by Kafka."""
+        offset = item.offset
+        if self.alive and self.items.pop(offset, None) is not None:
+            self.finished.add(offset)
+            self.dirty += 1
+            if self.counts:
+                self.counts.pop(offset, None)
+            if self.used:
+                self.used.pop(offset, None)
+
+    def metadata_bytes(self) -> int:
+        """Estimated size of the metadata text."""
+        entries = self.finished.gaps + len(self.counts) + len(self.used)
+        return 40 + entries * _ENTRY_BYTES * 4 // 3
+
+    @property
+    def full(self) -> bool:
+        """Whether the metadata leaves no room for more records in the air."""
+        return self.metadata_bytes() > METADATA_FULL
+
+    def snapshot(self, *, leave: bool = False) -> tuple[int, str]:
+        """Offset and metadata for a commit; with `leave`, as handed to the next owner."""
+        base = self.finished.base
+        counts = {offset: count for offset, count in self.counts.items() if offset >= base}
+        used = {offset: count for offset, count in self.used.items() if offset >= base}
+        bound = self._leaving_bound(counts) if leave else self.wanted
+        runs = self.finished.runs()
+        while True:
+            text = encode_metadata(CommitMeta(self.epoch, bound, runs, counts, used), base)
+            if len(text) <= METADATA_LIMIT or not runs:
+                return base, text
+            # Forgetting the highest runs only makes their records run again, as suspects below the bound.
+            dropped = runs[len(runs) // 2 :]
+            runs = runs[: len(runs) // 2]
+            bound = max(bound, dropped[-1][0] + dropped[-1][1])
+
+    def _leaving_bound(self, counts: dict[int, int]) -> int:
+        """1 + the highest unfinished offset any owner dispatched, 0 if none; takes back our own deliveries."""
+        bound = 0
+        for offset, item in self.items.items():
+            if item.dispatched or offset < self.bound:
+                bound = max(bound, offset + 1)
+            if item.raised and item.run is not None and item.run.alive:
+                left = counts.get(offset, 0) - 1
+                if left > 0:
+                    counts[offset] = left
+                else:
+                    counts.pop(offset, None)
+        if self.position < self.bound:
+            bound = self.bound
+        return bound
+
+
+class Commits:
+    """Commits of an engine: one in flight at a time, answering everybody who asked before it was made."""
+
+    def __init__(self, actions: list[Action], retry_ms: int) -> None:
+        self._actions = actions
+        self._retry_ms = retry_ms
+        self._asked: list[tuple[tuple[Owned, ...], bool, Answer]] = []
+        self._flying: list[tuple[tuple[Owned, ...], bool, Answer]] = []
+        self._wanted: dict[Owned, int] = {}
+        self._offsets: Mapping[InputPartition, tuple[int, str]] = {}
+        self._next_id = 0
+        self.flying_id = 0
+        self.not_before_ms = 0
+        self.refused = 0
+
+    def ask(self, owned: Iterable[Owned], answer: Answer, *, leave: bool = False) -> None:
+        """Asks for one commit of all of `owned`; answered when it is acknowledged or they are dropped."""
+        self._asked.append((tuple(owned), leave, answer))
+
+    @property
+    def busy(self) -> bool:
+        """Whether a commit is in flight or asked for."""
+        return bool(self._asked) or self.flying_id != 0
+
+    @property
+    def flying(self) -> Sequence[InputPartition]:
+        """Partitions of the commit in flight."""
+        return tuple(self._offsets) if self.flying_id else ()
+
+    @property
+    def waiting(self) -> bool:
+        """Whether one is asked for but not in flight."""
+        return bool(self._asked)
+
+    def issue(self, now_ms: int, dirty: Iterable[Owned]) -> bool:
+        """Commits what was asked for and `dirty` partitions, unless a commit is in flight; True if made."""
+        if self.flying_id or now_ms < self.not_before_ms:
+            return False
+        snapshots: dict[InputPartition, tuple[int, str]] = {}
+        self._wanted = {}
+        leaving = {own for group, leave, _ in self._asked if leave for own in group}
+        for group, _, _ in self._asked:
+            for own in group:
+                self._add(snapshots, own, own in leaving)
+        for own in dirty:
+            self._add(snapshots, own, own in leaving)
+        self._flying, self._asked = self._asked, []
+        if not snapshots:
+            self._settle(False)
+            return False
+        self._next_id += 1
+        self.flying_id = self._next_id
+        self._offsets = snapshots
+        self._actions.append(Commit(self.flying_id, snapshots))
+        return True
+
+    def _add(self, snapshots: dict[InputPartition, tuple[int, str]], own: Owned, leave: bool) -> None:
+        if own.alive and own.partition not in snapshots:
+            own.dirty = 0
+            snapshots[own.partition] = own.snapshot(leave=leave)
+            self._wanted[own] = own.wanted
+
+    def answered(self, now_ms: int, commit_id: int, outcome: CommitOutcome) -> None:
+        """Takes the broker's answer; a refused or unknown one is repeated while the partitions are ours."""
+        if commit_id != self.flying_id:
+            return
+        self.flying_id = 0
+        if outcome is CommitOutcome.OK:
+            for own, wanted in self._wanted.items():
+                own.horizon = max(own.horizon, wanted)
+                own.committed = max(own.committed, self._offsets[own.partition][0])
+            self._settle(True)
+            return
+        if outcome is not CommitOutcome.UNKNOWN:
+            self.refused += 1
+        self.not_before_ms = now_ms + self._retry_ms
+        for own in self._wanted:
+            own.dirty = max(own.dirty, 1)
+        again, self._flying = self._flying, []
+        for group, leave, answer in again:
+            if outcome is not CommitOutcome.LOST and all(own.alive for own in group):
+                self._asked.append((group, leave, answer))
+            else:
+                answer(False)
+
+    def _settle(self, acknowledged: bool) -> None:
+        flying, self._flying = self._flying, []
+        for group, _, answer in flying:
+            answer(acknowledged and all(own.alive for own in group))

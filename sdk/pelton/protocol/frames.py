@@ -1,0 +1,96 @@
+"""The frames between a coordinator and its executors: length-prefixed MessagePack, many records per write.
+
+One write is `u32 little-endian length` + MessagePack array of records; a record is an array whose first item
+is its kind. Kinds are numbers, positions are fixed; see the table of each kind below.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from enum import IntEnum
+from typing import Any, Final
+
+import msgspec
+
+MAX_WRITE_BYTES: Final = 64 * 1024 * 1024
+"""A longer length prefix means the peer is broken."""
+
+
+class ToExecutor(IntEnum):
+    """Records a coordinator sends.
+
+    HELLO      [0, settings: dict]           once, first: namespace, function, kind, module, qualname, bundle
+                                             (folder), slots, container, instance, version, chunk_credit (chunks
+                                             a run may have unacknowledged)
+    RUN        [1, run_id, call_id, attempt, delivery, deadline_ms, value]
+    CREDIT     [2, run_id, chunks]
+    INTERRUPT  [3, run_id]                    cancel an async attempt; nothing is promised for a sync one
+    STOP       [4]                            finish what runs, then exit 0
+    CLOCK      [5, offset_ms]                 broker time minus executor wall clock
+    """
+
+    HELLO = 0
+    RUN = 1
+    CREDIT = 2
+    INTERRUPT = 3
+    STOP = 4
+    CLOCK = 5
+
+
+class FromExecutor(IntEnum):
+    """Records an executor sends.
+
+    READY      [0, pid]                       user code is loaded
+    BROKEN     [1, failure]                   user code could not be loaded; the executor exits
+    CHUNKS     [2, run_id, [payload, ...]]
+    OUTCOME    [3, run_id, payload | nil, failure | nil, submitted_ms]
+    POISON     [4, run_id, reason]            the body cannot be read
+    LOG        [5, call_id | nil, attempt, source, level, logger, text, fields, at_ms, dropped]
+    failure is [type, message, traceback, code, retriable]
+    """
+
+    READY = 0
+    BROKEN = 1
+    CHUNKS = 2
+    OUTCOME = 3
+    POISON = 4
+    LOG = 5
+
+
+_encode = msgspec.msgpack.Encoder().encode
+_decode = msgspec.msgpack.Decoder().decode
+
+
+def encode_write(records: Sequence[Sequence[Any]]) -> bytes:
+    """One write: the length prefix and the records."""
+    body = _encode(records)
+    return len(body).to_bytes(4, "little") + body
+
+
+class FrameReader:
+    """Cuts a byte stream into records."""
+
+    def __init__(self) -> None:
+        self._buffer = bytearray()
+
+    def feed(self, data: bytes) -> Iterator[list[Any]]:
+        """Yields the records that are complete with these bytes.
+
+        Raises:
+            ValueError: the peer sent something that is no frame.
+        """
+        buffer = self._buffer
+        buffer += data
+        start = 0
+        while len(buffer) - start >= 4:
+            length = int.from_bytes(buffer[start : start + 4], "little")
+            if length > MAX_WRITE_BYTES:
+                raise ValueError(f"a frame of {length} bytes is over the limit of {MAX_WRITE_BYTES}")
+            end = start + 4 + length
+            if len(buffer) < end:
+                break
+            with memoryview(buffer) as view:
+                records = _decode(view[start + 4 : end])
+            start = end
+            yield from records
+        del buffer[:start]

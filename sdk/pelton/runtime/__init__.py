@@ -1,0 +1,1 @@
+"""Calling user code: sync, async, generators, the context of an attempt."""
