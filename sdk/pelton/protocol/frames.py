@@ -20,8 +20,8 @@ class ToExecutor(IntEnum):
     """Records a coordinator sends.
 
     HELLO      [0, settings: dict]           once, first: namespace, function, kind, module, qualname, bundle
-                                             (folder), slots, container, instance, version, chunk_credit (chunks
-                                             a run may have unacknowledged)
+                                             (folder), slots, container, instance, version, chunk_credit
+                                             (chunks a run may have unacknowledged)
     RUN        [1, run_id, call_id, attempt, delivery, deadline_ms, value]
     CREDIT     [2, run_id, chunks]
     INTERRUPT  [3, run_id]                    cancel an async attempt; nothing is promised for a sync one
