@@ -39,6 +39,22 @@ def _read_duration(value: object) -> object:
     return value
 
 
+def _flatten(table: object) -> object:
+    """Turn the tables that TOML makes of dotted names back into names, and its booleans into words."""
+    if not isinstance(table, dict):
+        return table
+    flat: dict[str, object] = {}
+    for name, value in table.items():
+        if isinstance(value, dict):
+            inner = _flatten(value)
+            flat |= (
+                {f"{name}.{rest}": found for rest, found in inner.items()} if isinstance(inner, dict) else {}
+            )
+        else:
+            flat[name] = str(value).lower() if isinstance(value, bool) else str(value)
+    return flat
+
+
 Duration = Annotated[timedelta, BeforeValidator(_read_duration)]
 """A length of time: a number of seconds, or a number with a unit (`ms`, `s`, `m`, `h`, `d`)."""
 
@@ -47,11 +63,11 @@ class _KafkaVariables(PydanticBaseSettingsSource):
     """Librdkafka settings from the environment: `PELTON_KAFKA_SASL_USERNAME` is `sasl.username`."""
 
     def get_field_value(self, field: object, field_name: str) -> tuple[Any, str, bool]:
-        raise AttributeError("this source gives the kafka table as a whole")
+        raise AttributeError("this source gives the security table as a whole")
 
     def __call__(self) -> dict[str, Any]:
         found = kafka_variables(os.environ)
-        return {"kafka": found} if found else {}
+        return {"security": found} if found else {}
 
 
 def kafka_variables(environ: Mapping[str, str]) -> dict[str, str]:
@@ -63,11 +79,19 @@ def kafka_variables(environ: Mapping[str, str]) -> dict[str, str]:
     }
 
 
+def find_settings_file(folder: Path) -> Path | None:
+    """Return the `pelton.toml` of a folder or of the nearest folder above it; None if there is none."""
+    for candidate in (folder, *folder.parents):
+        if (candidate / SETTINGS_FILE).is_file():
+            return candidate / SETTINGS_FILE
+    return None
+
+
 class PeltonSettings(BaseSettings):
     """Settings of one platform.
 
-    A variable `PELTON_NAME` wins over `name` in `pelton.toml` (in the current folder), which wins over the
-    default. A word on the command line wins over both.
+    A variable `PELTON_NAME` wins over `name` in `pelton.toml` (in the current folder or the nearest one
+    above), which wins over the default. A word on the command line wins over all of them.
     """
 
     model_config = SettingsConfigDict(env_prefix="PELTON_", extra="forbid", frozen=True)
@@ -94,9 +118,9 @@ class PeltonSettings(BaseSettings):
         default=None,
         description="Key file of the namespace. Unset: one is made in the home folder.",
     )
-    kafka: dict[str, str] = Field(
+    security: Annotated[dict[str, str], BeforeValidator(_flatten)] = Field(
         default_factory=dict,
-        description="More librdkafka settings, as `security.protocol`: table `[kafka]`, or `PELTON_KAFKA_*`.",
+        description="Client settings by librdkafka's names: table `[security]`, or `PELTON_KAFKA_*`.",
     )
     env: dict[str, str] = Field(
         default_factory=dict,
@@ -136,7 +160,7 @@ class PeltonSettings(BaseSettings):
             init_settings,
             env_settings,
             _KafkaVariables(settings_cls),
-            TomlConfigSettingsSource(settings_cls, Path(SETTINGS_FILE)),
+            TomlConfigSettingsSource(settings_cls, find_settings_file(Path.cwd())),
         )
 
     @field_validator("namespace")

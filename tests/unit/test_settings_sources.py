@@ -35,13 +35,18 @@ def test_settings_order_of_sources(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_settings_kafka_and_env_tables(monkeypatch: pytest.MonkeyPatch) -> None:
-    """librdkafka settings come from `[kafka]` and PELTON_KAFKA_*, container variables from `[env]`."""
+    """Client settings come from `[security]` and PELTON_KAFKA_*, container variables from `[env]`."""
     Path("pelton.toml").write_text(
-        '[kafka]\n"security.protocol" = "SSL"\n"ssl.ca.location" = "ca.pem"\n[env]\nTOKENIZERS = "1"\n'
+        '[security]\n"security.protocol" = "SSL"\nssl.ca.location = "ca.pem"\n'
+        'enable.ssl.certificate.verification = true\n[env]\nTOKENIZERS = "1"\n'
     )
     monkeypatch.setenv("PELTON_KAFKA_SECURITY_PROTOCOL", "SASL_SSL")
     settings = load_settings()
-    assert settings.kafka == {"security.protocol": "SASL_SSL", "ssl.ca.location": "ca.pem"}
+    assert settings.security == {
+        "security.protocol": "SASL_SSL",
+        "ssl.ca.location": "ca.pem",
+        "enable.ssl.certificate.verification": "true",
+    }
     assert settings.env == {"TOKENIZERS": "1"}
     assert kafka_variables({"PELTON_KAFKA_SASL_USERNAME": "a", "OTHER": "b"}) == {"sasl.username": "a"}
 
@@ -88,6 +93,14 @@ def test_settings_unknown_name_in_the_file_is_refused() -> None:
         load_settings()
 
 
+def test_settings_file_of_a_folder_above(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The nearest pelton.toml at or above the current folder counts: subfolders belong to a project."""
+    (tmp_path / "pelton.toml").write_text('namespace = "project"\n')
+    (tmp_path / "a/b").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "a/b")
+    assert load_settings().namespace == "project"
+
+
 def test_settings_home_is_absolute(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """A relative home folder means the folder below the current one, `~` the user's."""
     monkeypatch.setenv("HOME", "/somewhere")
@@ -105,6 +118,6 @@ def test_settings_are_all_documented() -> None:
     }
     assert set(rows) == set(PeltonSettings.model_fields)
     for name, field in PeltonSettings.model_fields.items():
-        assert f"`PELTON_{name.upper()}" in rows[name]
+        assert ("PELTON_KAFKA_*" if name == "security" else f"`PELTON_{name.upper()}`") in rows[name]
         assert field.description is not None
         assert field.description in rows[name]

@@ -18,6 +18,8 @@ HOME_VARIABLE = "PELTON_PLATFORM_HOME"
 
 _MARK = "pelton.home"
 _MARK_TEXT = "This folder belongs to a Pelton platform. `pelton down --purge` empties it.\n"
+# What other commands keep in the same folder, before and after `pelton up`.
+_NEIGHBOURS = frozenset({"kafka"})
 
 
 class HomeError(PeltonError):
@@ -59,9 +61,9 @@ class Home:
         return self.root / "secrets.json"
 
     @property
-    def kafka(self) -> Path:
-        """Data and logs of the embedded broker."""
-        return self.root / "kafka"
+    def broker(self) -> Path:
+        """Data and logs of the platform's own broker."""
+        return self.root / "broker"
 
     @property
     def run(self) -> Path:
@@ -123,7 +125,7 @@ class Home:
             self.root.mkdir(mode=0o700, parents=True, exist_ok=True)
             mark = self.root / _MARK
             if not mark.exists():
-                strangers = sorted(item.name for item in self.root.iterdir())
+                strangers = sorted({item.name for item in self.root.iterdir()} - _NEIGHBOURS)
                 if strangers:
                     raise HomeError(
                         f"{self.root} is no home folder of Pelton and not empty (it holds {strangers[0]}): "
