@@ -70,8 +70,8 @@ class Transport(Protocol):
     ) -> None:
         """Sends a call whose id was minted with the partition `prepare` returned.
 
-        Blocks only for backpressure. Results may come before acceptance. `on_results` is called until `forget`;
-        after `SubmitFailed` nothing comes any more.
+        Blocks only for backpressure. Results may come before acceptance. `on_results` is called until
+        `forget`; after `SubmitFailed` nothing comes any more.
 
         Raises:
             SubmitFailed: backpressure did not end in time; nothing was sent, `on_accepted` is not called.
@@ -81,8 +81,8 @@ class Transport(Protocol):
     def attach(self, function: str, call_id: CallId, on_results: OnResults, timeout_s: float) -> AttachState:
         """Replays the results of a call from its first record, then follows it.
 
-        Blocks until it can say the state; the replay comes on the calling thread. For EXPIRED and UNKNOWN nothing
-        is registered.
+        Blocks until it can say the state; the replay comes on the calling thread. For EXPIRED and UNKNOWN
+        nothing is registered.
 
         Raises:
             FunctionNotFound: not in the registry.
@@ -94,4 +94,4 @@ class Transport(Protocol):
         """No more results wanted for this call: by this receiver, or by all with None. Idempotent."""
 
     def close(self, timeout_s: float) -> int:
-        """Flushes what was not acknowledged, stops threads; returns the number of sends still unacknowledged."""
+        """Flushes what was not acknowledged, stops threads; returns the number still unacknowledged."""

@@ -1,0 +1,1 @@
+"""Kafka, through confluent-kafka: the only package that imports the client."""

@@ -1,0 +1,279 @@
+"""Administering a cluster: topics, the deletion of finished records, offsets of groups, brokers."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import Future
+from typing import Any, Final, NamedTuple, TypeVar
+
+from confluent_kafka import ConsumerGroupTopicPartitions, KafkaError, KafkaException, TopicPartition
+from confluent_kafka.admin import AdminClient
+from confluent_kafka.admin._listoffsets import OffsetSpec
+from confluent_kafka.cimpl import NewTopic
+
+from pelton.errors import TransportError
+from pelton.protocol.topics import TopicPlan
+from pelton.transport.config import ConnectionConfig
+from pelton.transport.kafka import lifetime
+from pelton.transport.kafka.failures import UNSETTLED, error_of, transport_error
+from pelton.transport.kafka.settings import ClientLog, connection_settings
+from pelton.transport.log import Place
+
+TIMEOUT_S: Final = 15.0
+"""How long an administrative request is tried."""
+
+_ASK_AGAIN_S: Final = 0.1
+Answer = TypeVar("Answer")
+
+
+class GroupMember(NamedTuple):
+    """A member of a consumer group.
+
+    Attributes:
+        member_id: id the broker gave it.
+        client_id: id it gave itself.
+        host: where it connects from.
+        partitions: what it is assigned.
+    """
+
+    member_id: str
+    client_id: str
+    host: str
+    partitions: tuple[Place, ...]
+
+
+class Admin:
+    """Requests of deployers and coordinators to the cluster; all methods block, from any thread.
+
+    Raises:
+        TransportError: every method, when the broker cannot be reached or refuses.
+    """
+
+    def __init__(self, config: ConnectionConfig) -> None:
+        self._servers = config.bootstrap_servers
+        self._client = AdminClient(connection_settings(config), logger=ClientLog())
+        lifetime.track(self)
+
+    def create_topics(self, plans: Iterable[TopicPlan], timeout_s: float = TIMEOUT_S) -> list[str]:
+        """Creates the topics that do not exist yet, and waits until the cluster shows them all.
+
+        Returns:
+            Names of those that were created now.
+        """
+        plans = list(plans)
+        topics = [
+            NewTopic(
+                plan.name,
+                num_partitions=plan.partitions,
+                replication_factor=plan.replication_factor,
+                config=dict(plan.configs),
+            )
+            for plan in plans
+        ]
+        if not topics:
+            return []
+        futures = self._client.create_topics(topics, request_timeout=timeout_s)
+        created = [
+            name
+            for name, future in futures.items()
+            if self._done(f"creating topic {name}", future, timeout_s, KafkaError.TOPIC_ALREADY_EXISTS)
+        ]
+        self._await_shown({plan.name: plan.partitions for plan in plans}, timeout_s)
+        return created
+
+    def delete_topics(self, names: Sequence[str], timeout_s: float = TIMEOUT_S) -> None:
+        """Deletes topics; those that do not exist are passed over."""
+        if names:
+            for name, future in self._client.delete_topics(list(names), request_timeout=timeout_s).items():
+                self._done(f"deleting topic {name}", future, timeout_s, KafkaError.UNKNOWN_TOPIC_OR_PART)
+
+    def topics(self, timeout_s: float = TIMEOUT_S) -> dict[str, int]:
+        """All topics of the cluster and their numbers of partitions."""
+        known = self._metadata(timeout_s).topics
+        return {name: len(topic.partitions) for name, topic in known.items()}
+
+    def brokers(self, timeout_s: float = TIMEOUT_S) -> dict[int, str]:
+        """Live brokers: id and address."""
+        known = self._metadata(timeout_s).brokers
+        return {number: f"{broker.host}:{broker.port}" for number, broker in known.items()}
+
+    def delete_records(self, offsets: Mapping[Place, int], timeout_s: float = TIMEOUT_S) -> dict[Place, int]:
+        """Deletes the records below an offset.
+
+        Returns:
+            Start of the log by partition, afterwards.
+        """
+        if not offsets:
+            return {}
+        wanted = [TopicPartition(*place, offset) for place, offset in offsets.items()]
+        futures = self._client.delete_records(wanted, request_timeout=timeout_s)
+        starts: dict[Place, int] = {}
+        for where, future in futures.items():
+            deleted = self._answer(f"deleting records of {where.topic}/{where.partition}", future, timeout_s)
+            starts[where.topic, where.partition] = deleted.low_watermark
+        return starts
+
+    def watermarks(
+        self, places: Sequence[Place], timeout_s: float = TIMEOUT_S
+    ) -> dict[Place, tuple[int, int]]:
+        """Start and end of the log by partition; two requests for any number of them."""
+        first: OffsetSpec = OffsetSpec.earliest()  # type: ignore[no-untyped-call]
+        last: OffsetSpec = OffsetSpec.latest()  # type: ignore[no-untyped-call]
+        starts = self._offsets(places, first, timeout_s)
+        ends = self._offsets(places, last, timeout_s)
+        return {place: (starts[place], ends[place]) for place in places}
+
+    def ends(self, places: Sequence[Place], timeout_s: float = TIMEOUT_S) -> dict[Place, int]:
+        """End of the log by partition; one request for any number of them."""
+        last: OffsetSpec = OffsetSpec.latest()  # type: ignore[no-untyped-call]
+        return self._offsets(places, last, timeout_s)
+
+    def committed(
+        self, group: str, places: Sequence[Place], timeout_s: float = TIMEOUT_S
+    ) -> dict[Place, tuple[int, str]]:
+        """Committed offset and metadata of a group by partition; those without a commit are left out."""
+        if not places:
+            return {}
+        request = ConsumerGroupTopicPartitions(group, [TopicPartition(*place) for place in places])
+
+        def ask() -> Any:
+            futures = self._client.list_consumer_group_offsets([request], request_timeout=timeout_s)
+            return self._answer(f"asking for offsets of group {group}", futures[group], timeout_s)
+
+        answer = self._ask_while_unsettled(ask, timeout_s)
+        found: dict[Place, tuple[int, str]] = {}
+        for part in answer.topic_partitions:
+            if part.error is not None:
+                raise transport_error(f"asking for offsets of group {group}", part.error, self._servers)
+            if part.offset >= 0:
+                found[part.topic, part.partition] = (part.offset, part.metadata or "")
+        return found
+
+    def commit_for_idle_group(
+        self, group: str, offsets: Mapping[Place, tuple[int, str]], timeout_s: float = TIMEOUT_S
+    ) -> None:
+        """Commits offsets with metadata for a group that has no members.
+
+        Raises:
+            TransportError: also when the group has members, which commit for themselves.
+        """
+        if not offsets:
+            return
+        parts = [TopicPartition(*place, offset, text) for place, (offset, text) in offsets.items()]
+        request = ConsumerGroupTopicPartitions(group, parts)
+
+        def ask() -> Any:
+            futures = self._client.alter_consumer_group_offsets([request], request_timeout=timeout_s)
+            return self._answer(f"committing for group {group}", futures[group], timeout_s)
+
+        for part in self._ask_while_unsettled(ask, timeout_s).topic_partitions:
+            if part.error is not None:
+                raise transport_error(f"committing for group {group}", part.error, self._servers)
+
+    def group_members(self, group: str, timeout_s: float = TIMEOUT_S) -> list[GroupMember]:
+        """Members of a group; empty when there is no such group."""
+
+        def ask() -> Any:
+            futures = self._client.describe_consumer_groups([group], request_timeout=timeout_s)
+            try:
+                return futures[group].result(timeout=timeout_s)
+            except KafkaException as error:
+                if error_of(error).code() == KafkaError.GROUP_ID_NOT_FOUND:
+                    return None
+                raise transport_error(f"asking for group {group}", error_of(error), self._servers) from error
+
+        described = self._ask_while_unsettled(ask, timeout_s)
+        if described is None:
+            return []
+        return [
+            GroupMember(
+                member.member_id,
+                member.client_id,
+                member.host,
+                tuple((part.topic, part.partition) for part in member.assignment.topic_partitions),
+            )
+            for member in described.members
+        ]
+
+    def close(self) -> None:
+        """Ends the client. Idempotent."""
+        lifetime.untrack(self)
+
+    def abandon(self) -> None:
+        """In a forked child: the inherited client is never used and never destroyed."""
+        lifetime.keep_for_ever(self._client)
+
+    # --- requests ---
+
+    def _metadata(self, timeout_s: float) -> Any:
+        try:
+            return self._client.list_topics(timeout=timeout_s)
+        except KafkaException as error:
+            raise transport_error("asking for metadata", error_of(error), self._servers) from error
+
+    def _await_shown(self, partitions: Mapping[str, int], timeout_s: float) -> None:
+        """Waits until the metadata shows these topics with a leader for each partition."""
+
+        def shown() -> bool:
+            known = self._metadata(timeout_s).topics
+            return all(
+                name in known
+                and len(known[name].partitions) >= count
+                and all(part.leader >= 0 for part in known[name].partitions.values())
+                for name, count in partitions.items()
+            )
+
+        deadline = time.monotonic() + timeout_s
+        while not shown():
+            if time.monotonic() >= deadline:
+                raise TransportError(f"topics created at {self._servers} did not become known in time")
+            time.sleep(_ASK_AGAIN_S)
+
+    def _offsets(self, places: Sequence[Place], spec: OffsetSpec, timeout_s: float) -> dict[Place, int]:
+        if not places:
+            return {}
+
+        def ask() -> dict[Place, int]:
+            request = {TopicPartition(*place): spec for place in places}
+            futures = self._client.list_offsets(request, request_timeout=timeout_s)
+            return {
+                (where.topic, where.partition): self._answer(
+                    f"asking for offsets of {where.topic}/{where.partition}", future, timeout_s
+                ).offset
+                for where, future in futures.items()
+            }
+
+        return self._ask_while_unsettled(ask, timeout_s)
+
+    def _ask_while_unsettled(self, ask: Callable[[], Answer], timeout_s: float) -> Answer:
+        """Asks again while leaders and group coordinators are on the move."""
+        deadline = time.monotonic() + timeout_s
+        while True:
+            try:
+                return ask()
+            except TransportError as error:
+                cause = error.__cause__
+                if not isinstance(cause, KafkaException) or time.monotonic() >= deadline:
+                    raise
+                if error_of(cause).code() not in UNSETTLED and not error_of(cause).retriable():
+                    raise
+            time.sleep(_ASK_AGAIN_S)
+
+    def _answer(self, what: str, future: Future[Any], timeout_s: float) -> Any:
+        try:
+            return future.result(timeout=timeout_s + 5.0)
+        except KafkaException as error:
+            raise transport_error(what, error_of(error), self._servers) from error
+        except TimeoutError as error:
+            raise TransportError(f"{what} failed at {self._servers}: no answer in time") from error
+
+    def _done(self, what: str, future: Future[Any], timeout_s: float, fine: int) -> bool:
+        """Whether the request did something; an error of the code `fine` says there was nothing to do."""
+        try:
+            future.result(timeout=timeout_s + 5.0)
+        except KafkaException as error:
+            if error_of(error).code() == fine:
+                return False
+            raise transport_error(what, error_of(error), self._servers) from error
+        return True
