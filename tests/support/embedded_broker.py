@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from pelton_platform import process
-from pelton_platform.embedded import EmbeddedKafka, EmbeddedKafkaError, resolve
+from pelton_platform.embedded import EmbeddedKafka, EmbeddedKafkaError, Installation, resolve
 
 
 class Broker:
@@ -19,10 +19,12 @@ class Broker:
 
     Attributes:
         kafka: The embedded Kafka itself.
+        installation: What it runs from.
     """
 
-    def __init__(self, kafka: EmbeddedKafka) -> None:
+    def __init__(self, kafka: EmbeddedKafka, installation: Installation) -> None:
         self.kafka = kafka
+        self.installation = installation
 
     @property
     def bootstrap_servers(self) -> str:
@@ -71,4 +73,4 @@ def running_broker(folder: Path, config: Mapping[str, str] | None = None) -> Ite
             raise
         pytest.skip(f"no embedded Apache Kafka here: {error}")
     with EmbeddedKafka(folder, config=config, installation=installation) as kafka:
-        yield Broker(kafka)
+        yield Broker(kafka, installation)

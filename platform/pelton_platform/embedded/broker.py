@@ -12,8 +12,6 @@ import signal
 import subprocess
 import tempfile
 import time
-import uuid
-from base64 import urlsafe_b64encode
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -34,11 +32,11 @@ from pelton_platform.embedded.failure import EmbeddedKafkaError
 from pelton_platform.embedded.jvm import (
     BROKER_CLASS,
     DEFAULT_HEAP,
-    STORAGE_CLASS,
     archive_flags,
     java_command,
 )
-from pelton_platform.embedded.properties import RECORDS_FOLDER, broker_properties, render
+from pelton_platform.embedded.properties import broker_properties, render
+from pelton_platform.embedded.storage import format_storage, is_formatted
 
 HOST = process.LOOPBACK
 DEFAULT_MIN_FREE_BYTES = 512 * 1024 * 1024
@@ -65,6 +63,10 @@ _HINTS = (
         "the data folder does not belong to this broker or is damaged: choose another data_dir=",
     ),
 )
+
+
+# Children that go on without us; kept so that the interpreter does not take them for forgotten ones.
+_released: list[subprocess.Popen[bytes]] = []
 
 
 class EmbeddedKafka:
@@ -212,13 +214,19 @@ class EmbeddedKafka:
             self._reap()
         elif self._identity is not None:
             process.terminate(self._identity, timeout, group=True)
-        self._identity = None
         if self._data_dir is not None:
-            with contextlib.suppress(FileNotFoundError):
-                (self._data_dir / _OWNER_FILE).unlink()
-        if self._temporary and self._data_dir is not None:
-            shutil.rmtree(self._data_dir, ignore_errors=True)
+            discard(self._data_dir, self._identity, temporary=self._temporary)
+        self._identity = None
+        if self._temporary:
             self._data_dir = None
+
+    def release(self) -> None:
+        """Let go of a broker that does not die with its parent: this object no longer stops it."""
+        if self._die_with_parent:
+            raise EmbeddedKafkaError("a broker that dies with its parent cannot be released")
+        if self._child is not None:
+            _released.append(self._child)
+        self._child = self._identity = None
 
     def __enter__(self) -> Self:
         self.start()
@@ -260,8 +268,8 @@ class EmbeddedKafka:
             self._check_space(folder)
             shutil.rmtree(folder / "tmp", ignore_errors=True)
             (folder / "tmp").mkdir()
-            if not (folder / RECORDS_FOLDER / "meta.properties").exists():
-                self._format(installation)
+            if not is_formatted(folder):
+                format_storage(installation, folder, self._properties(port=1, controller_port=2), _explain)
             if self.log_path.exists():
                 self.log_path.replace(self.log_path.with_name("kafka.log.1"))
         except OSError as error:
@@ -278,35 +286,6 @@ class EmbeddedKafka:
                 f"{self._min_free_bytes / 1e6:.0f} MB wanted; make room, or choose another data_dir="
             )
 
-    def _format(self, installation: Installation) -> None:
-        """Make the storage in a folder beside, so that a killed attempt leaves no half of it in place."""
-        folder = self.data_dir
-        fresh, wanted = folder / f"{RECORDS_FOLDER}.new", folder / RECORDS_FOLDER
-        shutil.rmtree(fresh, ignore_errors=True)
-        properties = self._properties(port=1, controller_port=2)
-        settings = folder / "format.properties"
-        settings.write_text(render({**properties, "log.dirs": fresh.name}), encoding="latin-1")
-        cluster_id = urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=")
-        command = java_command(
-            installation,
-            STORAGE_CLASS,
-            ["format", "-t", cluster_id, "-c", settings.name],
-            temporary=folder / "tmp",
-            # A short run is over before compiled code pays.
-            flags=(*archive_flags(installation), "-XX:TieredStopAtLevel=1"),
-        )
-        done = subprocess.run(
-            command, cwd=folder, capture_output=True, timeout=120, check=False, env=java_environment()
-        )
-        if done.returncode != 0:
-            text = (done.stderr + done.stdout).decode(errors="replace")
-            raise EmbeddedKafkaError(f"cannot format the data folder {folder}: {_explain(text)}")
-        settings.unlink()
-        if wanted.exists():
-            # Without meta.properties no broker ever ran on it: what is in there is what a person put there.
-            raise EmbeddedKafkaError(f"{wanted} is in the way: move it, or choose another data_dir=")
-        fresh.rename(wanted)
-
     def _properties(self, port: int, controller_port: int) -> dict[str, str]:
         return broker_properties(
             host=HOST, port=port, controller_port=controller_port, overrides=self._config
@@ -317,7 +296,8 @@ class EmbeddedKafka:
             port, controller_port = process.free_ports(2)
             if self.port:
                 port = self.port
-                _wait_for_port(port, deadline)
+                if not process.port_is_free(port):
+                    raise _port_in_use(port)
             try:
                 self._launch(installation, port, controller_port)
                 self._await_ready(port, deadline)
@@ -412,6 +392,14 @@ class _PortTaken(EmbeddedKafkaError):
     """Another process listens on the port that the broker was told to use."""
 
 
+def discard(data_dir: Path, broker: process.ProcessIdentity | None, *, temporary: bool) -> None:
+    """Clear up after an ended broker: its folder if that was temporary, else the note that it runs."""
+    if temporary:
+        shutil.rmtree(data_dir, ignore_errors=True)
+    elif broker is not None and _read_owner(data_dir) == broker:
+        (data_dir / _OWNER_FILE).unlink(missing_ok=True)
+
+
 def log_tail(path: Path, lines: int = _TAIL_LINES) -> str:
     """Return the last lines of a log, at most 4 KiB; empty if there is none."""
     try:
@@ -440,15 +428,6 @@ def _read_owner(folder: Path) -> process.ProcessIdentity | None:
         return None
 
 
-def _wait_for_port(port: int, deadline: float) -> None:
-    """Wait while a broker that was just killed still has the port; refuse one that somebody else has."""
-    patience = min(deadline, time.monotonic() + 2.0)
-    while not process.port_is_free(port):
-        if time.monotonic() >= patience:
-            raise _port_in_use(port)
-        time.sleep(_LOOK_INTERVAL_S)
-
-
 def _port_in_use(port: int) -> EmbeddedKafkaError:
     holder = process.listener(port)
     who = "" if holder is None else f" by {holder[1]} (pid {holder[0]})"
@@ -462,4 +441,4 @@ def _explain(log: str, path: Path | None = None) -> str:
     """Put the way out, if the log tells it, before the log's end."""
     hint = next((hint for pattern, hint in _HINTS if pattern.search(log)), "the log tells why")
     where = "" if path is None else f" ({path})"
-    return f"{hint}. The log{where} ends:\n{log.strip()}"
+    return f"{hint}. The log{where} ends:\n{log.strip() or '(it is empty)'}"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pelton.errors import PeltonError
 
-class EmbeddedKafkaError(RuntimeError):
+
+class EmbeddedKafkaError(PeltonError, RuntimeError):
     """The embedded Apache Kafka could not be fetched, started or stopped; the message names the way out."""
