@@ -33,6 +33,7 @@ class EngineSettings:
         isolated: executors of their own at the same time for records that died with others.
         window: records waiting in memory, over all partitions.
         window_bytes: bytes of bodies waiting in memory, over all partitions.
+        horizon: how far the committed horizon is extended ahead of intake: one commit for so many records.
         commit_age_ms: finished records are committed after this time at the latest.
         commit_count: or after so many.
         trim_ms: how often what is committed is deleted from the log.
@@ -47,6 +48,7 @@ class EngineSettings:
     isolated: int = 2
     window: int = 4096
     window_bytes: int = 16 * 1024 * 1024
+    horizon: int = 4096
     commit_age_ms: int = 100
     commit_count: int = 2000
     trim_ms: int = 60_000

@@ -28,7 +28,7 @@ from pelton.core.decisions import (
 )
 from pelton.core.handover import Handover
 from pelton.core.offsets import decode_metadata
-from pelton.core.ownership import HORIZON_AHEAD, Owned
+from pelton.core.ownership import Owned
 from pelton.core.run import Item, Run, RunKey, RunState
 
 NEVER: Final = 1 << 62
@@ -129,7 +129,7 @@ class Engine(Attempts):
                 )
             )
             return -1
-        own = Owned(partition, offset, meta, log_end, now_ms)
+        own = Owned(partition, offset, meta, log_end, now_ms, self.settings.horizon)
         self._owned[partition] = own
         self._turn.append(own)
 
@@ -240,8 +240,10 @@ class Engine(Attempts):
             self.counters["refused_commits"] += 1
         lost = self._commits.flying if outcome is CommitOutcome.LOST else ()
         self._commits.answered(now_ms, commit_id, outcome)
-        for partition in lost:
-            self._drop_partition(partition)
+        for own in lost:
+            # A partition that came back meanwhile is another assignment: this answer says nothing about it.
+            if self._owned.get(own.partition) is own:
+                self._drop_partition(own.partition)
         if self._handovers:
             self._turn_handovers()
 
@@ -310,13 +312,13 @@ class Engine(Attempts):
         """Begins up to a share of a partition's waiting records; whether any was taken from the queue."""
         if not own.ready or own.leaving or not own.queue:
             return False
-        queue, taken = own.queue, 0
+        queue, taken, ahead = own.queue, 0, self.settings.horizon
         share = max(1, (self._slots - self._busy) // len(self._turn))
         while queue and taken < share and self._busy < self._slots:
             item = queue[0]
             offset = item.offset
-            if own.position + HORIZON_AHEAD // 2 > own.wanted:
-                own.wanted = own.position + HORIZON_AHEAD
+            if own.position + ahead // 2 > own.wanted:
+                own.wanted = own.position + ahead
                 self._commits.ask((own,), _nothing)
             if offset >= own.horizon or own.full:
                 break

@@ -55,11 +55,15 @@ class Handover:
         released: Callable[[Handover], None],
     ) -> None:
         """Does what can be done now: copy, wait, or make the final commit."""
+        gone = not any(own.alive for own in self.leaving)
         if self.closing:
+            if gone and not self.done:
+                self.done = True
+                released(self)
             return
         mine = set(self.leaving)
         affected = [run for run in runs.values() if any(item.own in mine for item in run.items)]
-        over = now_ms >= self.began_ms + REVOKE_BUDGET_MS
+        over = gone or now_ms >= self.began_ms + REVOKE_BUDGET_MS
         if affected and not self.copied and not over and now_ms < self.began_ms + COPY_AFTER_MS:
             return
         if not self.copied and not over:
@@ -79,8 +83,9 @@ class Handover:
         still = [own for own in self.leaving if own.alive and own.ready]
 
         def answer(_acknowledged: bool) -> None:
-            self.done = True
-            released(self)
+            if not self.done:
+                self.done = True
+                released(self)
 
         if still:
             commits.ask(still, answer, leave=True)

@@ -11,9 +11,6 @@ from pelton.core.decisions import Action, Commit, CommitOutcome, InputRecord
 from pelton.core.offsets import METADATA_FULL, METADATA_LIMIT, CommitMeta, FinishedRuns, encode_metadata
 from pelton.core.run import Item, Run
 
-HORIZON_AHEAD: Final = 4096
-"""How far the committed horizon is extended ahead of intake: one commit for so many records."""
-
 _ENTRY_BYTES: Final = 4
 """Estimated bytes of one run or count in the metadata before base64."""
 
@@ -70,7 +67,13 @@ class Owned:
     )
 
     def __init__(
-        self, partition: InputPartition, offset: int, meta: CommitMeta | None, log_end: int, now_ms: int
+        self,
+        partition: InputPartition,
+        offset: int,
+        meta: CommitMeta | None,
+        log_end: int,
+        now_ms: int,
+        ahead: int,
     ) -> None:
         if meta is None:
             meta = CommitMeta(bound=log_end)
@@ -81,7 +84,7 @@ class Owned:
         self.epoch = max(meta.epoch + 1, now_ms)
         self.bound = meta.bound
         self.horizon = meta.bound
-        self.wanted = max(meta.bound, offset + HORIZON_AHEAD)
+        self.wanted = max(meta.bound, offset + ahead)
         self.finished = FinishedRuns(offset, meta.finished)
         self.restored_end = max((first + length for first, length in meta.finished), default=offset)
         self.counts = dict(meta.counts)
@@ -220,9 +223,9 @@ class Commits:
         return bool(self._asked) or self.flying_id != 0
 
     @property
-    def flying(self) -> Sequence[InputPartition]:
-        """Partitions of the commit in flight."""
-        return tuple(self._offsets) if self.flying_id else ()
+    def flying(self) -> Sequence[Owned]:
+        """Assignments in the commit in flight."""
+        return tuple(self._wanted) if self.flying_id else ()
 
     @property
     def waiting(self) -> bool:

@@ -1,0 +1,267 @@
+"""The engine in a world of crashes, frozen owners, woken zombies, rebalances, lost commits and lost records."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+from support.world import Broken, World, history
+
+from pelton.core.call import Failure, InputPartition, Result, Token
+from pelton.core.engine import Engine
+from pelton.core.fold import Fold
+from pelton.core.outbox import Outbox
+from pelton.core.run import Item, Run, RunState
+
+MIXES: list[dict[str, Any]] = [{}, {"shuffle": 0.15, "slow": 0.8}]
+
+
+@pytest.mark.parametrize("mix", MIXES, ids=["crashes", "rebalances"])
+@pytest.mark.parametrize("block", range(4))
+def test_promises_hold_in_random_histories(block: int, mix: dict[str, Any]) -> None:
+    """P2, P3, P4 and P7 hold in every seeded history, and the faults that make them hard do occur."""
+    seen: dict[str, int] = {}
+    for seed in range(block * 50, block * 50 + 50):
+        world = history(seed, **mix)
+        for name, count in world.counters.items():
+            seen[name] = seen.get(name, 0) + count
+    for name in (
+        "refused",
+        "suspects",
+        "crashes",
+        "dropped_runs",
+        "retries",
+        "expiries",
+        "dropped_completions",
+    ):
+        assert seen.get(name, 0) > 0, f"no history had {name}: the faults prove nothing"
+
+
+# ---- seeded bugs: each rule broken alone is caught by the same histories ----
+
+
+class CommitsBeforeAck(Engine):
+    """A record is done when its outcome is sent, not when it is acknowledged."""
+
+    def _close(self, run: Run, items: tuple[bytes, ...], failure: Failure | None) -> None:
+        super()._close(run, items, failure)
+        self._finish(run)
+
+
+class DropsDeadLetters(Engine):
+    """A call is given up without a dead letter."""
+
+    def _give_up(self, run: Run, reason: Failure) -> None:
+        self._free(run)
+        self._close(run, (), reason)
+
+
+class CountsNoSuspects(Engine):
+    """Deliveries of suspects are not counted."""
+
+    def _count(self, item: Item) -> int:
+        item.own.counts.pop(item.offset, None)
+        return 0
+
+
+class KeepsTheEpoch(Engine):
+    """Every owner has the same epoch."""
+
+    def assigned(self, now_ms: int, partition: InputPartition, *args: Any) -> int:
+        at = super().assigned(now_ms, partition, *args)
+        self._owned[partition].epoch = 1
+        return at
+
+
+class FencesNoStream(Engine):
+    """A stream runs again without `reset` and without reading what was written before."""
+
+    def _fence(self, run: Run, *, dead: bool) -> None:
+        if dead:
+            super()._fence(run, dead=True)
+        else:
+            self._start(run)
+
+
+class KeepsNoHorizon(Engine):
+    """Records are dispatched above the committed horizon."""
+
+    def assigned(self, now_ms: int, partition: InputPartition, *args: Any) -> int:
+        at = super().assigned(now_ms, partition, *args)
+        own = self._owned[partition]
+        own.horizon, own.bound, own.wanted = 1 << 40, 0, 0
+        return at
+
+
+class RewritesEarly(Engine):
+    """After an expiry records are sent again as reports come, not after all of them."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+
+        def flow(run: Run, real: Callable[[Run], Run | None] = self._outbox.flow) -> Run | None:
+            if run.expired:
+                for entry in run.out:
+                    if not entry.acked and not entry.out:
+                        self._outbox._put(entry)
+                run.expired = False
+            return real(run)
+
+        self._outbox.flow = flow  # type: ignore[method-assign]
+
+
+class DropsOnRebalance(Engine):
+    """What a lost partition leaves behind counts as finished."""
+
+    def revoke(self, now_ms: int, partitions: Any) -> None:
+        for partition in partitions:
+            own = self._owned.get(partition)
+            for item in list(own.items.values()) if own is not None else []:
+                if item.run is not None:
+                    item.own.finish(item)
+        super().revoke(now_ms, partitions)
+
+
+class LosesRetries(Engine):
+    """A failed attempt's record is finished when its retry is planned."""
+
+    def _failed(self, run: Run, failure: Failure) -> None:
+        super()._failed(run, failure)
+        if run.state is RunState.BACKOFF:
+            self._finish(run)
+
+
+class IgnoresTokens(Fold):
+    """A reader that takes whatever comes."""
+
+    def feed(self, result: Result) -> Any:
+        self.token = Token(0, 0, 0, 0, 0)
+        return super().feed(result)
+
+
+BUGS: dict[str, tuple[dict[str, Any], str]] = {
+    "commit before ack": ({"engine": CommitsBeforeAck}, "P"),
+    "dead letter dropped": ({"engine": DropsDeadLetters}, "P7"),
+    "suspects uncounted": ({"engine": CountsNoSuspects}, "P7"),
+    "epoch not raised": ({"engine": KeepsTheEpoch}, "P"),
+    "stream not fenced": ({"engine": FencesNoStream, "streams": True}, "P3"),
+    "no horizon": ({"engine": KeepsNoHorizon}, "P"),
+    "rewritten early": ({"engine": RewritesEarly, "streams": True}, "P"),
+    "lost on rebalance": ({"engine": DropsOnRebalance}, "P"),
+    "retry lost": ({"engine": LosesRetries}, "P"),
+    "token ignored": ({"fold": IgnoresTokens}, "P"),
+}
+
+
+@pytest.mark.parametrize("bug", BUGS)
+def test_seeded_bugs_are_caught(bug: str) -> None:
+    """Each rule switched off alone breaks a promise in the same kind of histories."""
+    options, promise = BUGS[bug]
+    for seed in range(600):
+        for mix in MIXES:
+            try:
+                history(seed, **mix, **options)
+            except Broken as found:
+                if str(found).startswith(promise):
+                    return
+    pytest.fail(f"600 histories did not notice: {bug}")
+
+
+# ---- the same world, driven and shrunk by Hypothesis ----
+
+
+class EngineMachine(RuleBasedStateMachine):
+    """Hypothesis chooses the events; a failing history is shrunk to its shortest form."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.world = World(random.Random(0), shuffle=0.0)
+        self.begun = False
+
+    @rule(seed=st.integers(0, 2**32), streams=st.booleans())
+    @precondition(lambda self: not self.begun)
+    def begin(self, seed: int, streams: bool) -> None:
+        """A fresh world."""
+        self.begun = True
+        self.world = World(random.Random(seed), shuffle=0.0, streams=streams)
+
+    @rule(milliseconds=st.integers(10, 3000))
+    def wait(self, milliseconds: int) -> None:
+        """Time passes for everybody."""
+        self.world.advance(milliseconds)
+        self.rounds(1)
+
+    @rule(count=st.integers(1, 30))
+    def rounds(self, count: int) -> None:
+        """Everybody gets turns."""
+        for _ in range(count):
+            self.world.rebalance()
+            for instance in list(self.world.instances):
+                self.world.turn(instance)
+
+    @rule()
+    def submit(self) -> None:
+        """A call is accepted."""
+        self.world.submit()
+
+    @rule(which=st.integers(0, 3))
+    def crash(self, which: int) -> None:
+        """SIGKILL of an instance."""
+        world = self.world
+        if which < len(world.instances):
+            world.crash(world.instances[which])
+            world.spawn()
+
+    @rule(which=st.integers(0, 3), milliseconds=st.integers(1000, 15000), whole=st.booleans())
+    def freeze(self, which: int, milliseconds: int, whole: bool) -> None:
+        """SIGSTOP of an instance, or only its own code stands still."""
+        world = self.world
+        if which < len(world.instances):
+            until = world.now_ms + milliseconds
+            if whole:
+                world.instances[which].frozen_until = until
+            else:
+                world.instances[which].stalled_until = until
+
+    @rule(which=st.integers(0, 3))
+    def kill_executor(self, which: int) -> None:
+        """An executor dies."""
+        world = self.world
+        if which < len(world.instances) and world.instances[which].executions:
+            execution = next(iter(world.instances[which].executions.values()))
+            world.kill_executor(world.instances[which], execution.executor)
+
+    @rule()
+    def shuffle(self) -> None:
+        """A rebalance."""
+        if self.world.phase == "stable":
+            self.world.phase = "joining"
+
+    @rule(milliseconds=st.integers(1000, 9000))
+    def freeze_broker(self, milliseconds: int) -> None:
+        """The broker answers nobody for a while."""
+        self.world.broker_frozen_until = self.world.now_ms + milliseconds
+
+    @invariant()
+    def nothing_is_lost(self) -> None:
+        """Every commit was checked when it was applied; here: every accepted call is still somewhere."""
+        world = self.world
+        for call in world.calls.values():
+            if call not in world.pending and world.fold(call.id).outcome is None:
+                assert next(world.live(call.id), None) is not None, f"{call} vanished"
+
+    def teardown(self) -> None:
+        """Without faults everything ends, and every promise held."""
+        self.world.heal()
+        self.world.judge()
+
+
+EngineMachine.TestCase.settings = settings(
+    max_examples=60, stateful_step_count=60, deadline=None, suppress_health_check=list(HealthCheck)
+)
+TestEngineMachine = EngineMachine.TestCase
