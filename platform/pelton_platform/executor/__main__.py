@@ -1,0 +1,94 @@
+"""`python -m pelton_platform.executor --fd N`: one executor, talking frames over descriptor N."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import atexit
+import faulthandler
+import os
+import socket
+import sys
+from pathlib import Path
+from typing import Final
+
+from pelton.core.spec import FunctionKind
+from pelton.protocol.frames import FromExecutor
+from pelton.runtime.calling import Target
+from pelton_platform.executor.capture import Capture, LogQueue
+from pelton_platform.executor.desk import Desk, Slots, failure_record
+from pelton_platform.executor.loading import load_failure, load_function
+from pelton_platform.executor.outbox import Outbox
+from pelton_platform.executor.reader import BrokerTime, Hello, Reader
+from pelton_platform.executor.tasks import TaskSlots
+from pelton_platform.executor.threads import ThreadSlots
+
+BROKEN_EXIT: Final = 3
+"""Exit code after user code could not be loaded."""
+
+SWITCH_INTERVAL_S: Final = 0.001
+"""How long a computing thread keeps the interpreter while the reading or writing thread wants it."""
+
+
+def main() -> None:
+    """Runs an executor until it is stopped or its channel ends."""
+    parser = argparse.ArgumentParser(prog="pelton_platform.executor", description=__doc__)
+    parser.add_argument("--fd", type=int, required=True, help="descriptor of the channel to the coordinator")
+    channel = socket.socket(fileno=parser.parse_args().fd)
+    # Programs that user code starts must not hold the channel open.
+    channel.set_inheritable(False)
+    sys.setswitchinterval(SWITCH_INTERVAL_S)
+    faulthandler.enable()
+    clock = BrokerTime()
+    logs = LogQueue(clock.now_ms)
+    outbox = Outbox(channel, logs)
+    outbox.start()
+    logs.connect(outbox.flush_logs)
+    reader = Reader(channel, clock)
+    reader.start()
+    hello = reader.hello()
+    capture = Capture(logs, hello.log_level)
+    capture.install()
+    # Registered before user code registers anything, so it runs after all of that.
+    atexit.register(_last_words, capture, outbox)
+    slots = _load(hello, reader, outbox, capture, channel)
+    outbox.post([int(FromExecutor.READY), os.getpid()])
+    outbox.flush()
+    slots.serve()
+
+
+def _load(hello: Hello, reader: Reader, outbox: Outbox, capture: Capture, channel: socket.socket) -> Slots:
+    """Loads user code and prepares its slots; tells why and ends the process when it cannot be loaded."""
+    kind = FunctionKind(hello.kind)
+    loop = None
+    if kind in (FunctionKind.ASYNC, FunctionKind.ASYNC_GENERATOR):
+        loop = asyncio.new_event_loop()
+        asyncio.set_event_loop(loop)
+    try:
+        function = load_function(Path(hello.bundle), hello.module, hello.qualname)
+        target = Target.of(hello.function, kind, function)
+    except BaseException as error:
+        outbox.post([int(FromExecutor.BROKEN), failure_record(load_failure(error))])
+        _last_words(capture, outbox)
+        os._exit(BROKEN_EXIT)
+    desk = Desk(target, outbox, capture)
+    os.register_at_fork(after_in_child=lambda: _leave(desk, channel))
+    slots: Slots = ThreadSlots(desk, hello.slots) if loop is None else TaskSlots(desk, hello.slots, loop)
+    reader.attend(desk, slots)
+    return slots
+
+
+def _leave(desk: Desk, channel: socket.socket) -> None:
+    """In a child that user code forked: hands off the channel, and prints go to the plain descriptors."""
+    desk.forked = True
+    channel.close()
+    desk.capture.leave()
+
+
+def _last_words(capture: Capture, outbox: Outbox) -> None:
+    capture.end()
+    outbox.drain()
+
+
+if __name__ == "__main__":
+    main()
