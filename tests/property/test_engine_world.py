@@ -10,13 +10,12 @@ import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
-from support.world import Broken, World, history
 
 from pelton.core.call import Failure, InputPartition, Result, Token
 from pelton.core.engine import Engine
 from pelton.core.fold import Fold
-from pelton.core.outbox import Outbox
 from pelton.core.run import Item, Run, RunState
+from support.world import Broken, World, history
 
 MIXES: list[dict[str, Any]] = [{}, {"shuffle": 0.15, "slow": 0.8}]
 

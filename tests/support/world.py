@@ -482,9 +482,9 @@ class World:
             self.submit()
         if self.faults:
             self.fault()
-        if len(self.instances) < 2 and self.rng.random() < 0.2:
-            self.spawn()
-        elif self.faults and len(self.instances) < 4 and self.rng.random() < 0.004:
+        if (len(self.instances) < 2 and self.rng.random() < 0.2) or (
+            self.faults and len(self.instances) < 4 and self.rng.random() < 0.004
+        ):
             self.spawn()
         self.rebalance()
         for instance in list(self.instances):

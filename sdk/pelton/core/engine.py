@@ -366,7 +366,7 @@ class Engine(Attempts):
             self._start(run)
 
     def _bind(self, item: Item, other: Run, key: RunKey) -> None:
-        """A second record of a call and attempt that runs here is done with that run, unless that is lower."""
+        """A second record of a call and attempt running here is done with that run, unless it is lower."""
         self.counters["duplicates_absorbed"] += 1
         own = item.own
         if other.token[:4] < (key[1], own.epoch, own.partition.topic, own.partition.partition):

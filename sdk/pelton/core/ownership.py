@@ -182,7 +182,7 @@ class Owned:
             bound = max(bound, dropped[-1][0] + dropped[-1][1])
 
     def _leaving_bound(self, counts: dict[int, int]) -> int:
-        """1 + the highest unfinished offset any owner dispatched, 0 if none; takes back our own deliveries."""
+        """1 + the highest unfinished offset any owner dispatched; takes back our own deliveries."""
         bound = 0
         for offset, item in self.items.items():
             if item.dispatched or offset < self.bound:

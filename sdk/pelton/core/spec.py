@@ -138,7 +138,7 @@ class ContainerSpec:
 
 @dataclass(frozen=True, slots=True)
 class InstanceStatus:
-    """What an instance says of itself every 2 s and on change (`control.instances`, key `CONTAINER/INSTANCE`).
+    """What an instance says of itself every 2 s and on change (key `CONTAINER/INSTANCE`).
 
     A deployer writes one too, with container "" (key `deployer/ID`).
 
