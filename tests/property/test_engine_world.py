@@ -1,4 +1,4 @@
-"""The engine in a world of crashes, frozen owners, woken zombies, rebalances, lost commits and lost records."""
+"""The engine among crashes, frozen owners, woken zombies, rebalances, lost commits and lost records."""
 
 from __future__ import annotations
 

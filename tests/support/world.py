@@ -39,7 +39,7 @@ class Broken(AssertionError):
 
 @dataclass(frozen=True)
 class Call:
-    """What the user's function does in this call: `ok`, `stream`, `fail`, `kill-executor`, `kill-instance`."""
+    """What the user's code does: `ok`, `stream`, `fail`, `kill-executor`, `kill-instance`."""
 
     number: int
     kind: str
@@ -482,9 +482,8 @@ class World:
             self.submit()
         if self.faults:
             self.fault()
-        if (len(self.instances) < 2 and self.rng.random() < 0.2) or (
-            self.faults and len(self.instances) < 4 and self.rng.random() < 0.004
-        ):
+        count = len(self.instances)
+        if self.rng.random() < (0.2 if count < 2 else 0.004 if self.faults and count < 4 else 0):
             self.spawn()
         self.rebalance()
         for instance in list(self.instances):
