@@ -4,11 +4,11 @@ PeltonError
 ├── DefinitionError (TypeError)          a function, container or image is declared wrongly
 │   └── UnsupportedOption                a keyword whose meaning this version does not have
 ├── PlatformNotRunning                   no platform in any of the contexts tried
-├── TransportError                       Kafka could not be reached or refused                      retriable
+├── TransportError                       Kafka could not be reached or refused                       retriable
 │   ├── SubmitFailed                     the record was certainly not accepted                       retriable
 │   └── AcceptanceUnknown                the record may or may not be in the log
 ├── FunctionNotFound (LookupError)       not in the registry
-├── NotReady (TimeoutError)              `wait_ready` ran out of time; carries the reasons
+├── NotReady (TimeoutError)              `wait_ready` ran out of time; carries the reasons           retriable
 ├── CallNotFound (LookupError)           attach: no such call
 ├── CallExpired (LookupError)            attach: older than the result TTL
 ├── PayloadError (ValueError)            a value cannot travel
@@ -21,8 +21,8 @@ PeltonError
 ├── DeployError                          a deploy was refused
 └── CallFailed
     ├── FunctionError (RuntimeError)     user code raised
-    ├── CallTimeout (TimeoutError)       the attempt ran out of time (DEADLINE_EXCEEDED)
-    ├── CallUnavailable                  executors or instances were lost, attempts used up (UNAVAILABLE)
+    ├── CallTimeout (TimeoutError)       the attempt ran out of time (DEADLINE_EXCEEDED)             retriable
+    ├── CallUnavailable                  executors or instances were lost, attempts used up (UNAVAILABLE) retriable
     └── CallRejected                     the record could not be processed (INVALID_ARGUMENT, DATA_LOSS, ...)
 """
 
