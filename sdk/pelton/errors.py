@@ -22,7 +22,7 @@ PeltonError
 └── CallFailed
     ├── FunctionError (RuntimeError)     user code raised
     ├── CallTimeout (TimeoutError)       the attempt ran out of time (DEADLINE_EXCEEDED)             retriable
-    ├── CallUnavailable                  executors or instances were lost, attempts used up (UNAVAILABLE) retriable
+    ├── CallUnavailable                  instances were lost, attempts used up (UNAVAILABLE)         retriable
     └── CallRejected                     the record could not be processed (INVALID_ARGUMENT, DATA_LOSS, ...)
 """
 
