@@ -1,1 +1,95 @@
-"""Run Python functions on events: the public face of Pelton."""
+"""Run Python functions on events: the public face of Pelton.
+
+Names are loaded on first use, so that `import pelton` loads no Kafka client.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, Final
+
+from pelton._version import __version__
+
+if TYPE_CHECKING:
+    from pelton import errors
+    from pelton.client.calls import Acceptance
+    from pelton.client.connection import Connection
+    from pelton.client.futures import BlockingCallWarning, CallFuture
+    from pelton.client.mapping import gather
+    from pelton.client.session import close, connect, flush
+    from pelton.client.streams import Stream
+    from pelton.container import Container
+    from pelton.decorators import Function, function
+    from pelton.image import Image
+    from pelton.logs import chalk_logger, logger
+    from pelton.protocol.record import Record
+    from pelton.references import FunctionRef, function_ref
+    from pelton.runtime.context import Context, context
+    from pelton.secret import Secret
+
+_HOMES: Final = {
+    "Acceptance": "pelton.client.calls",
+    "BlockingCallWarning": "pelton.client.futures",
+    "CallFuture": "pelton.client.futures",
+    "Connection": "pelton.client.connection",
+    "Container": "pelton.container",
+    "Context": "pelton.runtime.context",
+    "Function": "pelton.decorators",
+    "FunctionRef": "pelton.references",
+    "Image": "pelton.image",
+    "Record": "pelton.protocol.record",
+    "Secret": "pelton.secret",
+    "Stream": "pelton.client.streams",
+    "chalk_logger": "pelton.logs",
+    "close": "pelton.client.session",
+    "connect": "pelton.client.session",
+    "context": "pelton.runtime.context",
+    "flush": "pelton.client.session",
+    "function": "pelton.decorators",
+    "function_ref": "pelton.references",
+    "gather": "pelton.client.mapping",
+    "logger": "pelton.logs",
+}
+"""Public name to the module that has it."""
+
+__all__ = [
+    "Acceptance",
+    "BlockingCallWarning",
+    "CallFuture",
+    "Connection",
+    "Container",
+    "Context",
+    "Function",
+    "FunctionRef",
+    "Image",
+    "Record",
+    "Secret",
+    "Stream",
+    "__version__",
+    "chalk_logger",
+    "close",
+    "connect",
+    "context",
+    "errors",
+    "flush",
+    "function",
+    "function_ref",
+    "gather",
+    "logger",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """Loads a public name on first use."""
+    if name == "errors":
+        return import_module("pelton.errors")
+    home = _HOMES.get(name)
+    if home is None:
+        raise AttributeError(f"module 'pelton' has no attribute {name!r}")
+    value = globals()[name] = getattr(import_module(home), name)
+    return value
+
+
+def __dir__() -> list[str]:
+    """Public names, loaded or not."""
+    return sorted({*globals(), *__all__})

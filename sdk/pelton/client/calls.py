@@ -1,0 +1,274 @@
+"""One call as this process reads it: accepted or not, folded, its chunks, its end."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections import deque
+from collections.abc import Callable, Generator, Sequence
+from typing import TYPE_CHECKING, Final, Protocol
+
+from pelton.client.failures import error_of
+from pelton.client.waking import settle, waker_of
+from pelton.core.call import CallId, Result, call_id_text
+from pelton.core.fold import Fold
+
+if TYPE_CHECKING:
+    from asyncio import Future
+
+MAX_BEHIND_CHUNKS: Final = 10_000
+"""A stream this many chunks behind stops reading until its consumer has caught up."""
+
+MAX_BEHIND_BYTES: Final = 16 * 1024 * 1024
+"""The same, in bytes of encoded chunks."""
+
+Listener = Callable[[], None]
+"""Told that something is new, perhaps once too often; on reading threads, so it must be quick."""
+
+_changing = threading.Lock()
+"""Held while a call ends or its listeners change: outcome, refusal and close may come at once."""
+
+
+class Reader(Protocol):
+    """What a call needs of the connection that reads it."""
+
+    def ended(self, call: Call) -> None:
+        """The call needs no more results."""
+
+    def pause(self, call: Call) -> None:
+        """The call wants no results until it is resumed."""
+
+    def unseen(self, call: Call, error: Exception) -> None:
+        """The call was not accepted; nobody has been told yet."""
+
+    def seen(self, call: Call) -> None:
+        """Somebody was told."""
+
+
+class Acceptance:
+    """Whether Kafka acknowledged the record of a call; what `future.accepted` is.
+
+    It can be waited for with `result()` and awaited. Both raise `SubmitFailed` when the record was certainly
+    not accepted, and `AcceptanceUnknown` when it may be in the log all the same.
+    """
+
+    __slots__ = ("_call", "_error", "_settled", "_waiters")
+
+    def __init__(self, call: Call) -> None:
+        self._call = call
+        self._error: Exception | None = None
+        self._settled = False
+        self._waiters: list[Listener] = []
+
+    def done(self) -> bool:
+        """Whether it is known."""
+        return self._settled
+
+    def result(self, timeout: float | None = None) -> None:
+        """Returns when the call is accepted.
+
+        Args:
+            timeout: seconds to wait; None for as long as it takes.
+
+        Raises:
+            SubmitFailed: it was certainly not accepted.
+            AcceptanceUnknown: it may or may not be in the log.
+            TimeoutError: not known yet.
+        """
+        error = self.exception(timeout)
+        if error is not None:
+            raise error
+
+    def exception(self, timeout: float | None = None) -> Exception | None:
+        """Why it was not accepted, None when it was; waits as `result` does.
+
+        Raises:
+            TimeoutError: not known yet.
+        """
+        if not self._settled:
+            event = threading.Event()
+            self._listen(event.set)
+            if not event.wait(timeout):
+                raise TimeoutError(f"call {self._call.text} was not acknowledged within {timeout:g} s")
+        if self._error is not None:
+            self._call.reader.seen(self._call)
+        return self._error
+
+    def __await__(self) -> Generator[Future[None], None, None]:
+        """Waits on the running loop."""
+        if not self._settled:
+            import asyncio
+
+            loop = asyncio.get_running_loop()
+            waiter: Future[None] = loop.create_future()
+            waker = waker_of(loop)
+            self._listen(lambda: waker.call(lambda: settle(waiter)))
+            yield from waiter
+        self.result(0)
+
+    def settle(self, error: Exception | None) -> None:
+        """Takes the answer; the first one counts."""
+        if self._settled:
+            return
+        self._error = error
+        self._settled = True
+        for waiter in self._waiters:
+            waiter()
+
+    def _listen(self, listener: Listener) -> None:
+        # Added first, looked at second: an answer in between calls it twice, never not at all.
+        self._waiters.append(listener)
+        if self._settled:
+            listener()
+
+
+class Call:
+    """A call that was sent or attached to.
+
+    Written by reading threads, read by everybody. `payload` and `error` are set before `ended`.
+
+    Attributes:
+        id: 16 bytes.
+        function: name of the function.
+        reader: the connection.
+        fold: the records seen so far.
+        accepted: whether Kafka acknowledged it.
+        chunks: encoded chunks: all of them, or those not taken yet when `keeps` is false.
+        keeps: whether chunks stay after they were taken.
+        payload: the encoded value of a call that ended well.
+        error: why the call ended without a value.
+        ended: whether it ended.
+        paused: whether it stopped reading because its consumer is far behind.
+        taken_bytes: bytes of chunks that the consumer took; written by the consumer only.
+    """
+
+    __slots__ = (
+        "_at_end",
+        "_listeners",
+        "_received_bytes",
+        "accepted",
+        "chunks",
+        "ended",
+        "error",
+        "fold",
+        "function",
+        "id",
+        "keeps",
+        "paused",
+        "payload",
+        "reader",
+        "taken_bytes",
+    )
+
+    def __init__(self, call_id: CallId, function: str, reader: Reader, *, keeps: bool) -> None:
+        self.id = call_id
+        self.function = function
+        self.reader = reader
+        self.fold = Fold()
+        self.accepted = Acceptance(self)
+        self.chunks: deque[bytes] | list[bytes] = [] if keeps else deque()
+        self.keeps = keeps
+        self.payload: bytes | None = None
+        self.error: Exception | None = None
+        self.ended = False
+        self.paused = False
+        self._listeners: tuple[Listener, ...] = ()
+        self._at_end: tuple[Listener, ...] = ()
+        self.taken_bytes = 0
+        self._received_bytes = 0
+
+    @property
+    def text(self) -> str:
+        """The id as UUID text."""
+        return call_id_text(self.id)
+
+    @property
+    def started(self) -> bool:
+        """Whether an execution is known to have started."""
+        return self.fold.started
+
+    def receive(self, results: Sequence[Result]) -> None:
+        """Takes records of the call in log order; never blocks."""
+        fold = self.fold
+        for result in results:
+            fresh = fold.feed(result)
+            if fresh:
+                self.chunks.extend(fresh)
+                if not self.keeps:
+                    self._received_bytes += sum(map(len, fresh))
+            if fold.outcome is not None:
+                self._finish(fold.outcome)
+                return
+        if not self.keeps and not self.paused and self._is_behind():
+            self.paused = True
+            self.reader.pause(self)
+        for listener in self._listeners:
+            listener()
+
+    def listen(self, listener: Listener) -> None:
+        """Tells `listener` of chunks and of the end from now on; look at the call after that, not before."""
+        with _changing:
+            self._listeners += (listener,)
+
+    def unlisten(self, listener: Listener) -> None:
+        """Tells `listener` no more. Idempotent."""
+        with _changing:
+            self._listeners = tuple(known for known in self._listeners if known != listener)
+
+    def at_end(self, watcher: Listener) -> None:
+        """Calls `watcher` once, when the call ends; at once when it has ended."""
+        with _changing:
+            ended = self.ended
+            if not ended:
+                self._at_end += (watcher,)
+        if ended:
+            watcher()
+
+    @property
+    def watchers(self) -> int:
+        """How many are to be told of the end."""
+        return len(self._at_end)
+
+    def accept(self, error: Exception | None) -> None:
+        """Takes the answer of Kafka to the record of the call."""
+        if error is not None and not self.ended:
+            self.reader.unseen(self, error)
+            self.fail(error)
+        self.accepted.settle(error)
+
+    def fail(self, error: Exception) -> None:
+        """Ends the call here, without an outcome record."""
+        self._end(None, error)
+
+    def _is_behind(self) -> bool:
+        return (
+            len(self.chunks) > MAX_BEHIND_CHUNKS or self._received_bytes - self.taken_bytes > MAX_BEHIND_BYTES
+        )
+
+    def _finish(self, outcome: Result) -> None:
+        # An outcome can only be read because the record of the call is in the log.
+        self.accepted.settle(None)
+        if outcome.failure is not None:
+            self._end(None, error_of(outcome.failure, self.text))
+        else:
+            self._end(outcome.items[0] if outcome.items else None, None)
+
+    def _end(self, payload: bytes | None, error: Exception | None) -> None:
+        with _changing:
+            if self.ended:
+                return
+            self.payload = payload
+            self.error = error
+            self.ended = True
+        self.reader.ended(self)
+        for watcher in (*self._listeners, *self._at_end):
+            watcher()
+
+
+def _after_fork() -> None:
+    """The lock may have been held by a thread that did not come along."""
+    global _changing
+    _changing = threading.Lock()
+
+
+os.register_at_fork(after_in_child=_after_fork)

@@ -1,0 +1,283 @@
+"""A caller's side of one platform: the open calls, what was sent and not acknowledged, and how it ends."""
+
+from __future__ import annotations
+
+import os
+import random
+import sys
+import threading
+from collections import Counter
+from collections.abc import Sequence
+from types import TracebackType
+from typing import Final, Self
+
+from pelton.client.calls import Call
+from pelton.client.patience import Patience
+from pelton.client.readiness import not_found
+from pelton.client.waking import CallbackThread
+from pelton.core.call import CallId, Invocation, Result, call_id_text, call_time_ms, mint_call_id
+from pelton.core.spec import RESULTS_PARTITIONS, FunctionSpec
+from pelton.errors import CallExpired, CallNotFound, TransportError
+from pelton.transport.ports import AttachState, Directory, Transport
+
+CLOSE_SECONDS: Final = 10.0
+"""How long closing waits for sends that Kafka has not acknowledged."""
+
+ATTACH_SECONDS: Final = 30.0
+"""How long attaching may take to say what became of a call."""
+
+_SHOWN: Final = 5
+
+
+class Connection:
+    """A caller's side of one platform. As a context manager it closes at the end of the block.
+
+    Attributes:
+        transport: how records travel.
+        directory: what is deployed.
+        calls: open calls by id; a call is added before it is sent and leaves when it ends.
+        callbacks: runs the done callbacks of users.
+        closed: whether it was closed.
+    """
+
+    def __init__(self, transport: Transport) -> None:
+        self.transport = transport
+        self.directory: Directory = transport.directory
+        self.calls: dict[CallId, Call] = {}
+        self.callbacks = CallbackThread()
+        self.closed = False
+        self._beside: dict[CallId, Call] = {}
+        self._partitions: dict[str, int] = {}
+        self._dice = random.Random(os.urandom(16))
+        self._unanswered: dict[CallId, str] = {}
+        self._refused: dict[CallId, tuple[str, Exception]] = {}
+        self._all_answered = threading.Event()
+        self._patience = Patience(self.calls, self.directory, transport.now_ms)
+
+    def spec(self, function: str) -> FunctionSpec:
+        """The latest spec of a function.
+
+        Raises:
+            FunctionNotFound: not in the registry; the message lists close names.
+            TransportError: the connection is closed.
+        """
+        if self.closed:
+            raise TransportError(
+                "this connection to the platform is closed; pelton.connect() opens a new one"
+            )
+        spec = self.directory.function(function)
+        if spec is None:
+            raise not_found(self.directory, function)
+        return spec
+
+    def new_call(self, spec: FunctionSpec, *, keeps: bool) -> Call:
+        """A call whose results will be read; not sent yet.
+
+        Args:
+            spec: of the function.
+            keeps: whether chunks stay after they were taken.
+        """
+        name = spec.name
+        partition = self._partitions.get(name)
+        if partition is None:
+            partition = self._partitions[name] = self.transport.prepare(name)
+        return Call(self._mint(partition), name, self, keeps=keeps)
+
+    def send(self, call: Call, spec: FunctionSpec, version: int | None, arguments: bytes) -> None:
+        """Hands a call to the transport; blocks only for backpressure.
+
+        Args:
+            call: made by `new_call`.
+            spec: of the function.
+            version: what it is pinned to, None for the latest.
+            arguments: their payload.
+
+        Raises:
+            TransportError: nothing can be sent.
+        """
+        call_id = call.id
+        self.calls[call_id] = call
+        self._unanswered[call_id] = spec.name
+
+        def answered(error: Exception | None) -> None:
+            call.accept(error)
+            self._answer(call_id)
+
+        try:
+            self.transport.submit(
+                _invocation(call_id, spec, version, arguments), spec, answered, call.receive
+            )
+        except BaseException:
+            self.calls.pop(call_id, None)
+            self._answer(call_id)
+            raise
+        self._patience.watch(call_id)
+
+    def submit(self, spec: FunctionSpec, version: int | None, arguments: bytes) -> CallId:
+        """Sends a call whose results nobody here will read; returns its id.
+
+        That Kafka did not accept it is counted, and told by `flush` and at the end of the program.
+
+        Raises:
+            TransportError: nothing can be sent.
+        """
+        # No reply is read, so any partition of the results topic does.
+        call_id = self._mint(self._dice.randrange(RESULTS_PARTITIONS))
+        self._unanswered[call_id] = spec.name
+
+        def answered(error: Exception | None) -> None:
+            if error is not None:
+                self._refused[call_id] = (spec.name, error)
+            self._answer(call_id)
+
+        try:
+            self.transport.submit(_invocation(call_id, spec, version, arguments), spec, answered, _nobody)
+        except BaseException:
+            self._answer(call_id)
+            raise
+        self.transport.forget(call_id)
+        return call_id
+
+    def attach(self, function: str, call_id: CallId, timeout_s: float) -> Call:
+        """Reads a call from its first record on, whoever sent it; shares one this process reads already.
+
+        Raises:
+            CallNotFound: there is no such call of this function.
+            CallExpired: it is older than the time results are kept.
+            DataLoss: its first records are no longer in the log.
+            TransportError: no answer within `timeout_s`.
+        """
+        known = self._beside.get(call_id) or self.calls.get(call_id)
+        if known is not None and known.function != function:
+            raise CallNotFound(f"call {known.text} is a call of {known.function!r}, not of {function!r}")
+        if known is not None and known.keeps:
+            return known
+        call = Call(call_id, function, self, keeps=True)
+        # An open stream drops what it has yielded, so it cannot be shared: both read for themselves.
+        (self.calls if known is None else self._beside)[call_id] = call
+        try:
+            self._read(call, timeout_s)
+        except BaseException:
+            self.ended(call)
+            raise
+        call.accepted.settle(None)
+        return call
+
+    def resume(self, call: Call) -> None:
+        """Reads on after `pause`: from the first record again, which the fold skips as far as it is known.
+
+        Raises:
+            CallNotFound: there is nothing left to read.
+            CallExpired: the same.
+        """
+        call.paused = False
+        self._read(call, ATTACH_SECONDS)
+
+    def pause(self, call: Call) -> None:
+        """Stops reading a call until `resume`."""
+        self.transport.forget(call.id, call.receive)
+
+    def ended(self, call: Call) -> None:
+        """Reads a call no longer: it ended, or nobody wants it any more."""
+        if self.calls.get(call.id) is call:
+            self.calls.pop(call.id, None)
+        elif self._beside.get(call.id) is call:
+            self._beside.pop(call.id, None)
+        self.transport.forget(call.id, call.receive)
+
+    def unseen(self, call: Call, error: Exception) -> None:
+        """Remembers that a call was not accepted, until somebody asks for it."""
+        self._refused[call.id] = (call.function, error)
+
+    def seen(self, call: Call) -> None:
+        """Somebody was told that the call was not accepted."""
+        self._refused.pop(call.id, None)
+
+    def flush(self, timeout_s: float) -> int:
+        """Waits until Kafka has answered every send.
+
+        Calls that were not accepted, and that nobody was told of, are told on stderr.
+
+        Returns:
+            Sends without an answer.
+        """
+        self._all_answered.clear()
+        if self._unanswered:
+            self._all_answered.wait(timeout_s)
+        self._tell_refused()
+        return len(self._unanswered)
+
+    def close(self, timeout_s: float = CLOSE_SECONDS) -> int:
+        """Flushes what Kafka has not acknowledged, then ends; open calls go on without this process.
+
+        Returns:
+            Sends that were not acknowledged in time; they are told on stderr as well.
+        """
+        if self.closed:
+            return 0
+        self.closed = True
+        self._patience.stop()
+        lost = self.transport.close(timeout_s)
+        self._tell_refused()
+        if lost:
+            ids = ", ".join(call_id_text(call_id) for call_id in list(self._unanswered)[:_SHOWN])
+            sys.stderr.write(
+                f"pelton: {lost} call(s) were not acknowledged by Kafka within {timeout_s:g} s; "
+                f"they may or may not run{': ' + ids if ids else ''}{', ...' if lost > _SHOWN else ''}\n"
+            )
+        for call in [*self.calls.values(), *self._beside.values()]:
+            call.fail(
+                TransportError(
+                    f"the connection was closed while call {call.text} of {call.function!r} was open; "
+                    f"the call goes on, and attach({call.text!r}) finds it"
+                )
+            )
+        return lost
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _mint(self, partition: int) -> CallId:
+        return mint_call_id(self.transport.now_ms(), partition, self._dice.getrandbits(64).to_bytes(8, "big"))
+
+    def _answer(self, call_id: CallId) -> None:
+        self._unanswered.pop(call_id, None)
+        if not self._unanswered:
+            self._all_answered.set()
+
+    def _read(self, call: Call, timeout_s: float) -> None:
+        state = self.transport.attach(call.function, call.id, call.receive, timeout_s)
+        if state is AttachState.UNKNOWN:
+            raise CallNotFound(f"no call {call.text} of function {call.function!r} exists")
+        if state is AttachState.EXPIRED:
+            raise CallExpired(
+                f"call {call.text} of {call.function!r} is older than the time results are kept"
+            )
+
+    def _tell_refused(self) -> None:
+        """One line per function about calls that were not accepted and that nobody was told of."""
+        refused = dict(self._refused)
+        for call_id in refused:
+            self._refused.pop(call_id, None)
+        for function, count in Counter(name for name, _ in refused.values()).items():
+            why = next(error for name, error in refused.values() if name == function)
+            sys.stderr.write(f"pelton: {count} call(s) of {function!r} were not accepted by Kafka: {why}\n")
+
+
+def _invocation(call_id: CallId, spec: FunctionSpec, version: int | None, arguments: bytes) -> Invocation:
+    return Invocation(
+        call_id=call_id,
+        function=spec.name,
+        arguments=arguments,
+        version=version,
+        submitted_ms=call_time_ms(call_id),
+    )
+
+
+def _nobody(results: Sequence[Result]) -> None:
+    """Takes the results of a call that nobody waits for."""

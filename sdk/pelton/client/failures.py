@@ -1,0 +1,46 @@
+"""What a caller raises for a call that failed."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from pelton.core.call import Failure
+from pelton.errors import CallFailed, CallRejected, CallTimeout, CallUnavailable, FunctionError
+
+_CLASSES: Final[dict[str, type[CallFailed]]] = {
+    "DEADLINE_EXCEEDED": CallTimeout,
+    "UNAVAILABLE": CallUnavailable,
+    "INVALID_ARGUMENT": CallRejected,
+    "DATA_LOSS": CallRejected,
+    "FAILED_PRECONDITION": CallRejected,
+    "RESOURCE_EXHAUSTED": CallRejected,
+}
+"""By gRPC code; every other code means that user code raised."""
+
+
+def error_of(failure: Failure, call_id: str) -> CallFailed:
+    """The exception for a failure.
+
+    Args:
+        failure: the failure of the outcome.
+        call_id: id of the call, UUID text.
+
+    Returns:
+        An exception with the remote traceback as a note: an uncaught one shows where user code failed.
+    """
+    kind = _CLASSES.get(failure.code, FunctionError)
+    error = kind(
+        failure.message,
+        code=failure.code,
+        type=failure.type,
+        traceback=failure.traceback,
+        call_id=call_id,
+        attempt=failure.attempt,
+    )
+    if failure.traceback:
+        error.add_note(
+            f"Remote traceback (call {call_id}, attempt {failure.attempt}):\n{failure.traceback.rstrip()}"
+        )
+    else:
+        error.add_note(f"Call {call_id}, attempt {failure.attempt}")
+    return error

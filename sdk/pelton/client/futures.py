@@ -1,0 +1,249 @@
+"""The future of a call: a `concurrent.futures.Future` that can also be awaited."""
+
+from __future__ import annotations
+
+import sys
+import threading
+import warnings
+from collections.abc import Callable, Generator
+from concurrent.futures import Future
+from typing import TYPE_CHECKING, Any, TypeVar, cast
+
+from pelton.client.calls import Acceptance, Call
+from pelton.client.connection import Connection
+from pelton.client.streams import Stream, tell_detached
+from pelton.client.waking import settle, waker_of
+from pelton.errors import PeltonError
+
+if TYPE_CHECKING:
+    import asyncio
+
+R = TypeVar("R")
+T = TypeVar("T")
+
+Decoder = Callable[[bytes], Any]
+
+
+class BlockingCallWarning(RuntimeWarning):
+    """A call blocks a thread on which an event loop runs; await `async_call` there instead."""
+
+
+class CallFuture(Future[R]):
+    """The future of a call.
+
+    It ends when the outcome of the call is read, and can be waited for from threads (`result`), from asyncio
+    (`await`), and with `concurrent.futures.wait` and `as_completed`. For a generator the value is the list of
+    what it yielded. Done callbacks run on a thread of their own.
+    """
+
+    def __init__(self, call: Call, connection: Connection, decode: Decoder, *, streams: bool) -> None:
+        super().__init__()
+        self._call = call
+        self._connection = connection
+        self._decode = decode
+        self._streams = streams
+        self._value: R | None = None
+        self._problem: PeltonError | None = None
+        self._is_decoded = False
+        call.at_end(self._end)
+
+    @property
+    def call_id(self) -> str:
+        """The id of the call, UUID text; `attach` takes it in any process."""
+        return self._call.text
+
+    @property
+    def accepted(self) -> Acceptance:
+        """Whether the call is accepted: Kafka acknowledged its record with all replicas in sync.
+
+        Wait with `future.accepted.result(timeout)` or `await future.accepted`.
+        """
+        return self._call.accepted
+
+    def result(self, timeout: float | None = None) -> R:
+        """The value of the call; may be asked again and loses nothing, also after a timeout.
+
+        Args:
+            timeout: seconds to wait; None for as long as it takes.
+
+        Raises:
+            TimeoutError: no outcome yet; the call goes on.
+            CallFailed: the call failed; `FunctionError` when user code raised.
+            TransportError: the call was not accepted.
+            PayloadCorrupt: the value cannot be read.
+        """
+        try:
+            super().result(timeout)
+        except TimeoutError:
+            if self.done():
+                self._told()
+                raise
+            raise TimeoutError(
+                f"call {self.call_id} of {self._call.function!r} has no outcome after {timeout:g} s; "
+                "it goes on"
+            ) from None
+        except BaseException:
+            self._told()
+            raise
+        if not self._is_decoded:
+            self._read_value()
+        if self._problem is not None:
+            raise self._problem
+        return cast(R, self._value)
+
+    def exception(self, timeout: float | None = None) -> BaseException | None:
+        """Why the call failed, None when it did not; waits as `result` does.
+
+        Raises:
+            TimeoutError: no outcome yet; the call goes on.
+        """
+        error = super().exception(timeout)
+        if error is not None:
+            self._told()
+            return error
+        if not self._is_decoded:
+            self._read_value()
+        return self._problem
+
+    def stream(self) -> Stream[Any]:
+        """What a generator yields, from its first value on, while it runs.
+
+        Each stream has one consumer; ask again for another one. Leaving it early leaves the call alone.
+
+        Raises:
+            TypeError: the function is no generator.
+        """
+        if not self._streams:
+            raise TypeError(f"{self._call.function!r} is no generator and streams nothing; use result()")
+        return Stream(self._call, self._connection, self._decode)
+
+    def as_asyncio(self) -> asyncio.Future[R]:
+        """A future of the running loop that ends as this one does. Cancelling it leaves the call alone."""
+        import asyncio
+
+        loop = asyncio.get_running_loop()
+        waker = waker_of(loop)
+        waiter: asyncio.Future[R] = loop.create_future()
+
+        def copy() -> None:
+            if waiter.done():
+                return
+            error = self.exception(0)
+            if error is None:
+                waiter.set_result(self.result(0))
+            else:
+                waiter.set_exception(error)
+
+        super().add_done_callback(lambda _: waker.call(copy))
+        return waiter
+
+    def __await__(self) -> Generator[Any, None, R]:
+        """Waits on the running loop; cancelling the waiting task leaves the call alone."""
+        if not self.done():
+            import asyncio
+
+            loop = asyncio.get_running_loop()
+            waker = waker_of(loop)
+            waiter: asyncio.Future[None] = loop.create_future()
+            super().add_done_callback(lambda _: waker.call(lambda: settle(waiter)))
+            yield from waiter
+        return self.result(0)
+
+    def cancel(self) -> bool:
+        """Returns False and does nothing: this version cannot cancel calls; the call goes on."""
+        return False
+
+    def running(self) -> bool:
+        """Whether an execution is known to have started and has not ended."""
+        return self._call.started and not self.done()
+
+    def add_done_callback(self, fn: Callable[[Future[R]], object]) -> None:
+        """Calls `fn(future)` when the call ends, on the thread for callbacks; at once when it has ended."""
+        if self.done():
+            super().add_done_callback(fn)
+        else:
+            super().add_done_callback(lambda _: self._connection.callbacks.submit(self._caller(fn)))
+
+    def _caller(self, fn: Callable[[Future[R]], object]) -> Callable[[], None]:
+        def call() -> None:
+            fn(self)
+
+        return call
+
+    def add_listener(self, listener: Callable[[], None]) -> None:
+        """Calls `listener()` at the end of the call, on the reading thread: it must be quick."""
+        super().add_done_callback(lambda _: listener())
+
+    def detach(self) -> None:
+        """Reads the call no longer, unless others do: it goes on, and this future never ends."""
+        if self._call.watchers <= 1:
+            self._connection.ended(self._call)
+
+    def __repr__(self) -> str:
+        state = "finished" if self.done() else "running" if self._call.started else "pending"
+        return f"<CallFuture {self.call_id} of {self._call.function!r}, {state}>"
+
+    def _end(self) -> None:
+        error = self._call.error
+        if error is None:
+            self.set_result(cast(R, None))  # the value is decoded when somebody asks for it
+        else:
+            self.set_exception(error)
+
+    def _read_value(self) -> None:
+        """Decodes on the thread that asks: the reading thread has other calls to serve."""
+        with self._condition:
+            if self._is_decoded:
+                return
+            call = self._call
+            try:
+                value: Any
+                if self._streams:
+                    value = [self._decode(chunk) for chunk in call.chunks]
+                else:
+                    value = None if call.payload is None else self._decode(call.payload)
+                self._value = value
+            except PeltonError as error:
+                self._problem = error
+            self._is_decoded = True
+
+    def _told(self) -> None:
+        self._connection.seen(self._call)
+
+
+def wait_blocking(future: CallFuture[R]) -> R:
+    """Waits for a call that was made as if it were local, `f(x)`.
+
+    Raises:
+        KeyboardInterrupt: the user gave up waiting; the call goes on, and stderr says so.
+    """
+    warn_on_loop()
+    try:
+        return future.result()
+    except KeyboardInterrupt:
+        future.detach()
+        tell_detached(future.call_id)
+        raise
+
+
+_warned = threading.Lock()
+
+
+def warn_on_loop() -> None:
+    """Warns once when this thread runs an event loop; notebooks always run one and are not warned."""
+    asyncio = sys.modules.get("asyncio")
+    if asyncio is None or asyncio._get_running_loop() is None or "ipykernel" in sys.modules:
+        return
+    if _warned.acquire(blocking=False):
+        warnings.warn(
+            "f(x) blocks the event loop that runs on this thread until the call has ended; "
+            "write `await f.async_call(x)` here",
+            BlockingCallWarning,
+            stacklevel=4,
+        )
+
+
+def forget_warning() -> None:
+    """Warns again at the next occasion, as in a new process."""
+    if _warned.locked():
+        _warned.release()
