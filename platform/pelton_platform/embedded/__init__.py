@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pelton_platform.embedded.broker import EmbeddedKafka
-from pelton_platform.embedded.cache import Installation, resolve, verify
+from pelton_platform.embedded.cache import Installation, locate, resolve, verify
 from pelton_platform.embedded.failure import EmbeddedKafkaError
 
-__all__ = ["EmbeddedKafka", "EmbeddedKafkaError", "Installation", "resolve", "verify"]
+__all__ = ["EmbeddedKafka", "EmbeddedKafkaError", "Installation", "locate", "resolve", "verify"]

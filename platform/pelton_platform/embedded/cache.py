@@ -130,8 +130,16 @@ def resolve(
                 f"cannot write the cache {folder}: {error}; make it writable, or name another folder "
                 "with PELTON_CACHE_DIR"
             ) from error
-    jars = tuple(folder / "jars" / artifact.filename for artifact in pinned())
-    return Installation(folder, java, jars, folder / "archives" / f"{_archive_key(java, jars)}.aot")
+    return _installation(folder, java)
+
+
+def locate(cache_dir: Path | None = None) -> Installation:
+    """Return where everything is or would be, without fetching or checking a file; `verify` tells the rest.
+
+    Raises:
+        EmbeddedKafkaError: Java is not installed.
+    """
+    return _installation(installation_folder(cache_dir), find_java())
 
 
 def verify(installation: Installation) -> list[str]:
@@ -330,12 +338,18 @@ def _check_fetcher(fetch: Fetch) -> None:
         ) from error
 
 
+def _installation(folder: Path, java: Path) -> Installation:
+    jars = tuple(folder / "jars" / artifact.filename for artifact in pinned())
+    return Installation(folder, java, jars, folder / "archives" / f"{_archive_key(java, jars)}.aot")
+
+
 def _archive_key(java: Path, jars: Iterable[Path]) -> str:
     """Name the archive by all that it depends on: Java refuses one made by another Java or of other files."""
     parts: list[Any] = [_java_release(java)]
     for jar in jars:
-        stat = jar.stat()
-        parts.append((str(jar), stat.st_size, stat.st_mtime_ns))
+        with contextlib.suppress(FileNotFoundError):
+            stat = jar.stat()
+            parts.append((str(jar), stat.st_size, stat.st_mtime_ns))
     return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
 
 
