@@ -1,0 +1,1 @@
+"""The coordinator: the half of a worker instance that owns Kafka; user code runs in executors, never here."""

@@ -1,0 +1,52 @@
+"""What executors say, checked: user code has the channel too, and may write to it what it wants."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Final
+
+from pelton.core.call import Failure
+from pelton.protocol.frames import FromExecutor
+
+_CHUNKS: Final = int(FromExecutor.CHUNKS)
+_OUTCOME: Final = int(FromExecutor.OUTCOME)
+_POISON: Final = int(FromExecutor.POISON)
+
+
+def is_sound(record: Sequence[Any]) -> bool:
+    """Whether the fields of a record (CHUNKS, OUTCOME, POISON or LOG, of its length) are of their types."""
+    kind = record[0]
+    if kind == _OUTCOME:
+        value, failure, submitted = record[2:]
+        if type(submitted) is not int:
+            return False
+        if failure is None:
+            return type(value) is bytes
+        return value is None and _types(failure, str, str, str, str, bool)
+    if kind == _CHUNKS:
+        return type(record[2]) is list and all(type(item) is bytes for item in record[2])
+    if kind == _POISON:
+        return type(record[2]) is str
+    _, call_id, attempt, source, level, logger, text, fields, at_ms, dropped = record
+    return (
+        (call_id is None or (type(call_id) is bytes and len(call_id) == 16))
+        and _types([attempt, source, level, logger, text, at_ms, dropped], int, str, str, str, str, int, int)
+        and type(fields) is list
+        and all(type(field) is list and len(field) == 2 for field in fields)
+    )
+
+
+def _types(values: object, *kinds: type) -> bool:
+    return (
+        isinstance(values, list)
+        and len(values) == len(kinds)
+        and all(type(value) is kind for value, kind in zip(values, kinds, strict=True))
+    )
+
+
+def failure_of(parts: Sequence[Any] | None) -> Failure | None:
+    """A failure as an executor sends it."""
+    if parts is None:
+        return None
+    kind, message, traceback, code, retriable = parts
+    return Failure(kind, message, traceback, code, retriable)
