@@ -21,7 +21,7 @@ help:  ## list the targets
 install: $(STAMP)  ## create .venv and install Pelton with exact, hash-checked versions
 
 demo: $(STAMP)  ## run the ticket pipeline on an embedded Apache Kafka, with two kills on the way
-	@$(PYTHON) docs/examples/tickets/demo.py $(ARGS)
+	@$(PYTHON) docs/examples/tickets_demo/demo.py $(ARGS)
 
 test: $(STAMP)  ## run every test but the long fault runs and the benchmarks
 	@$(PYTHON) -m pytest -m "not chaos_long and not bench" $(ARGS)

@@ -1,0 +1,81 @@
+"""Runs the platform of the demo: its own home folder, the `pelton` command, and a clean end."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+PELTON = str(Path(sys.executable).with_name("pelton"))
+
+
+class DemoFailed(Exception):
+    """The demo did not show what it promises; the message says what was missing."""
+
+
+class Platform:
+    """A platform in a folder of its own, driven through the `pelton` command like by any user."""
+
+    def __init__(self, home: Path, environment: dict[str, str]) -> None:
+        self.home = home
+        self.environment = {**os.environ, **environment, "PELTON_HOME": str(home)}
+
+    def run(self, *arguments: str, quiet: bool = False) -> str:
+        """Runs `pelton ARGUMENTS`; returns what it printed.
+
+        Raises:
+            DemoFailed: it ended with an exit code other than 0.
+        """
+        ended = subprocess.run(
+            [PELTON, *arguments],
+            env=self.environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE if quiet else None,
+            stdin=subprocess.DEVNULL,
+            text=True,
+            check=False,
+        )
+        if ended.returncode != 0:
+            said = (ended.stderr or "") + ended.stdout
+            raise DemoFailed(f"`pelton {' '.join(arguments)}` ended with {ended.returncode}\n{said}".rstrip())
+        return ended.stdout
+
+    def json(self, *arguments: str) -> Any:
+        """Runs a listing command with `--json`."""
+        return json.loads(self.run(*arguments, "--json", quiet=True))
+
+    def context(self) -> dict[str, Any]:
+        """How to reach the platform."""
+        found: dict[str, Any] = json.loads((self.home / "context.json").read_text())
+        return found
+
+    def workers(self) -> list[dict[str, Any]]:
+        """Ready instances of the ticket workers."""
+        instances = self.json("ps")["instances"]
+        return [x for x in instances if x["container"] == "ticket-workers" and x["state"] == "ready"]
+
+    def processes(self) -> list[psutil.Process]:
+        """Every process that runs with this platform's home folder in its environment."""
+        found = []
+        for process in psutil.process_iter():
+            try:
+                mine = process.environ().get("PELTON_HOME") == str(self.home)
+                mine = mine or any(str(self.home) in part for part in process.cmdline())
+            except psutil.Error:
+                continue
+            if mine and process.pid != os.getpid() and process.status() != psutil.STATUS_ZOMBIE:
+                found.append(process)
+        return found
+
+    def left_behind(self, within_s: float = 10.0) -> list[str]:
+        """Processes still there after some time; none, if all is well."""
+        until = time.monotonic() + within_s
+        while (left := self.processes()) and time.monotonic() < until:
+            psutil.wait_procs(left, timeout=0.2)
+        return [f"{process.pid} {process.name()}" for process in left]
