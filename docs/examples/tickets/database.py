@@ -9,10 +9,12 @@ import time
 from typing import Any
 
 TABLES = (
-    "CREATE TABLE IF NOT EXISTS attempts (ticket TEXT NOT NULL, call_id TEXT NOT NULL, attempt INTEGER NOT NULL,"
-    " pid INTEGER NOT NULL, at DOUBLE PRECISION NOT NULL)",
-    "CREATE TABLE IF NOT EXISTS labels (ticket TEXT NOT NULL, call_id TEXT NOT NULL, label TEXT NOT NULL,"
-    " text TEXT NOT NULL, pid INTEGER NOT NULL, at DOUBLE PRECISION NOT NULL)",
+    """CREATE TABLE IF NOT EXISTS attempts (
+        ticket TEXT NOT NULL, call_id TEXT NOT NULL, attempt INTEGER NOT NULL,
+        pid INTEGER NOT NULL, at DOUBLE PRECISION NOT NULL)""",
+    """CREATE TABLE IF NOT EXISTS labels (
+        ticket TEXT NOT NULL, call_id TEXT NOT NULL, label TEXT NOT NULL, text TEXT NOT NULL,
+        pid INTEGER NOT NULL, at DOUBLE PRECISION NOT NULL)""",
 )
 
 

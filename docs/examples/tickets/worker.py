@@ -1,4 +1,4 @@
-"""Classifies support tickets: trains a small text classifier when its executor starts, writes what it finds."""
+"""Classifies support tickets with a small text classifier, trained when its executor starts."""
 
 from __future__ import annotations
 
