@@ -144,6 +144,12 @@ def verify(digest: str, bundles: Path, keyring: Keyring) -> Path:
     return folder
 
 
+def remove(digest: str, bundles: Path) -> None:
+    """Take a bundle out of the store."""
+    discard(bundles / digest)
+    (bundles / f"{digest}.manifest").unlink()
+
+
 def discard(folder: Path) -> None:
     """Remove a folder of read-only files."""
     for parent, _, _ in os.walk(folder):

@@ -15,6 +15,8 @@ from pelton.errors import DeployError
 PIP_INSTALL = "pip_install"
 ENV = "env"
 
+_FOLLOWED = frozenset({PIP_INSTALL, ENV, "debian_slim"})
+
 
 def check_image(image: ImageSpec, what: str) -> list[str]:
     """Make sure that the platform's environment has what an image asks for.
@@ -42,7 +44,7 @@ def check_image(image: ImageSpec, what: str) -> list[str]:
             f"{what} asks for Python {image.python}; the local platform runs it with its own "
             f"Python {platform.python_version()}"
         )
-    others = sorted({kind for kind, _ in image.steps} - {PIP_INSTALL, ENV})
+    others = sorted({kind for kind, _ in image.steps} - _FOLLOWED)
     if others:
         warnings.append(
             f"{what}: the local platform runs code in its own environment, so these image steps change "

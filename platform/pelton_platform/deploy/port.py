@@ -60,7 +60,7 @@ class DeployerPort(Protocol):
     def apply(self, spec: ContainerSpec) -> None:
         """Make this the version of the container; instances of another one are replaced, new ones first."""
 
-    def scale(self, container: str, instances: int) -> None:
+    def scale(self, container: str, count: int) -> None:
         """Set how many instances the container should have; unknown containers are ignored."""
 
     def remove(self, container: str) -> None:

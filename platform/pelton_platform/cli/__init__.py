@@ -1,0 +1,1 @@
+"""The command `pelton`: small modules, each of one or a few commands, mounted by `main`."""

@@ -1,0 +1,37 @@
+"""How commands reach the platform: the context that is found, and its registry read once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pelton.transport.config import ConnectionConfig
+    from pelton_platform.deploy.registry import Registry
+
+READ_S = 15.0
+
+
+@contextmanager
+def open_registry() -> Iterator[tuple[ConnectionConfig, Registry]]:
+    """Give the connection and the registry of the platform, read to its end.
+
+    Raises:
+        PlatformNotRunning: There is no platform in any of the contexts tried.
+        TransportError: Kafka cannot be reached.
+        SignatureError: The key of the namespace is missing or damaged.
+    """
+    from pelton.protocol.signing import Keyring
+    from pelton.transport.config import find_context, home_folder
+    from pelton_platform.deploy.home import Home
+    from pelton_platform.deploy.registry import Registry
+
+    config = find_context()
+    key_file = config.key_file or Home(config.home or home_folder()).key_file(config.namespace)
+    registry = Registry(config, Keyring.load(key_file))
+    try:
+        registry.wait_end(READ_S)
+        yield config, registry
+    finally:
+        registry.close()

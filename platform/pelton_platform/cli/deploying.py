@@ -1,0 +1,84 @@
+"""The command `pelton deploy`."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from pelton_platform.cli.console import EXIT_FAILED, Json, print_json, tell, warn
+
+if TYPE_CHECKING:
+    from pelton_platform.deploy.home import Home
+    from pelton_platform.deploy.publish import Outcome
+
+ACT_S = 20.0
+READY_S = 60.0
+
+
+def deploy(
+    file: Annotated[Path, typer.Argument(help="A Python file that defines functions or containers.")],
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Check and compare only; nothing is written.")
+    ] = False,
+    wait: Annotated[
+        bool, typer.Option("--wait/--no-wait", help="Wait until instances that should run are ready.")
+    ] = True,
+    as_json: Json = False,
+) -> None:
+    """Deploy the functions and containers that a file defines; one that did not change changes nothing."""
+    from pelton.transport.config import find_context, home_folder
+    from pelton_platform.deploy.home import Home
+    from pelton_platform.deploy.loading import load_definitions
+    from pelton_platform.deploy.publish import Publisher
+    from pelton_platform.settings import load_settings
+
+    config = find_context()
+    home = Home(config.home or home_folder())
+    file = file.absolute()
+    collected = load_definitions(file)
+    limit = load_settings().bundle_limit_mib * 1024 * 1024
+    with Publisher(config, home, limit) as publisher:
+        outcome = publisher.deploy(file, collected, dry_run=dry_run)
+    for warning in outcome.warnings:
+        warn(warning)
+    if not dry_run:
+        outcome.states = _await(home, outcome, READY_S if wait else 0.0)
+    if as_json:
+        print_json({**asdict(outcome), "changed": outcome.changed})
+    else:
+        _show(outcome)
+    if wait and any(_fails(state) for state in outcome.states.values()):
+        raise typer.Exit(EXIT_FAILED)
+
+
+def _await(home: Home, outcome: Outcome, ready_s: float) -> dict[str, Any]:
+    from pelton_platform.deploy.publish import await_deployer
+
+    versions = {change.name: change.version for change in outcome.changes if change.kind == "container"}
+    return await_deployer(home, versions, act_s=ACT_S, ready_s=ready_s, tell=tell)
+
+
+def _fails(state: dict[str, Any]) -> bool:
+    """Whether a container that should run has no ready instance of its version."""
+    ready = [one for one in state["instances"] if one["state"] == "ready"]
+    return bool(state["reason"]) and state["wanted"] > 0 and not ready
+
+
+def _show(outcome: Outcome) -> None:
+    from pelton_platform.supervisor.view import describe
+
+    for change in outcome.changes:
+        typer.echo(f"{change.kind} {change.name} version {change.version}: {change.change}")
+    for name, state in sorted(outcome.states.items()):
+        tell(f"{name}: {describe(state)}")
+    if outcome.dry_run:
+        tell("dry run: nothing was written")
+    elif not outcome.changed:
+        tell("nothing has changed")
+    else:
+        functions = [change.name for change in outcome.changes if change.kind == "function"]
+        if functions:
+            tell(f"next: pelton call {functions[0]} ...")

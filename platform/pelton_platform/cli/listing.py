@@ -1,0 +1,118 @@
+"""The commands `pelton functions`, `pelton ps` and `pelton version`."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from pelton_platform.cli.connecting import open_registry
+from pelton_platform.cli.console import Json, age, print_json, print_table
+
+if TYPE_CHECKING:
+    from pelton.core.spec import InstanceStatus
+
+GONE_AFTER_MS = 10_000
+"""Instances write their status every 2 s: one that is silent for longer than this is gone."""
+
+
+def functions(as_json: Json = False) -> None:
+    """List the deployed functions, their containers, and how many calls of each have no end yet."""
+    from pelton.protocol.topics import Topics
+    from pelton.transport.kafka.admin import Admin
+    from pelton_platform.deploy.backlog import Backlog
+
+    with open_registry() as (config, registry):
+        found, containers, _ = registry.snapshot()
+        refused = dict(registry.refused)
+        admin = Admin(config)
+        try:
+            unfinished = Backlog(admin, Topics(config.namespace)).look(found) if found else {}
+        finally:
+            admin.close()
+    rows = [found[name] for name in sorted(found)]
+    if as_json:
+        print_json(
+            [
+                {
+                    **asdict(spec),
+                    "kind": str(spec.kind),
+                    "unfinished": unfinished.get(spec.name),
+                    "min_instances": getattr(containers.get(spec.container), "min_instances", None),
+                    "max_instances": getattr(containers.get(spec.container), "max_instances", None),
+                    "refused": refused.get(f"functions/{spec.name}", ""),
+                }
+                for spec in rows
+            ]
+        )
+        return
+    print_table(
+        ("FUNCTION", "VERSION", "KIND", "CONTAINER", "UNFINISHED", "DESCRIPTION"),
+        (
+            (
+                spec.name,
+                spec.version,
+                spec.kind,
+                spec.container,
+                unfinished.get(spec.name, "?"),
+                spec.description.split("\n")[0][:60],
+            )
+            for spec in rows
+        ),
+        empty="no function is deployed; deploy a file with `pelton deploy FILE`",
+    )
+
+
+def ps(as_json: Json = False) -> None:
+    """List instances: their state, what they run, the pids of their executors, and why they fail."""
+    with open_registry() as (_, registry):
+        _, containers, statuses = registry.snapshot()
+    now_ms = time.time_ns() // 1_000_000
+    live = [
+        status for status in statuses.values() if status.container and now_ms - status.seen_ms < GONE_AFTER_MS
+    ]
+    live.sort(key=lambda status: (status.container, status.started_ms, status.instance))
+    serving = {status.container for status in live}
+    resting = [name for name in sorted(containers) if name not in serving]
+    if as_json:
+        print_json([*(asdict(status) for status in live), *(_resting(name, containers) for name in resting)])
+        return
+    rows: list[tuple[Any, ...]] = [_row(status, now_ms) for status in live]
+    rows += [(name, "-", containers[name].version, "no instance", "", "", "", "", "") for name in resting]
+    print_table(
+        ("CONTAINER", "INSTANCE", "VERSION", "STATE", "RUNNING", "PID", "EXECUTORS", "AGE", "REASON"),
+        sorted(rows, key=lambda row: str(row[0])),
+        empty="no container is deployed; deploy a file with `pelton deploy FILE`",
+    )
+
+
+def version(as_json: Json = False) -> None:
+    """Print the version of Pelton and of Python."""
+    import platform
+    from importlib import metadata
+
+    ours = metadata.version("pelton")
+    if as_json:
+        print_json({"pelton": ours, "python": platform.python_version()})
+    else:
+        typer.echo(f"pelton {ours} (Python {platform.python_version()})")
+
+
+def _row(status: InstanceStatus, now_ms: int) -> tuple[Any, ...]:
+    return (
+        status.container,
+        status.instance if status.pid else "-",
+        status.version,
+        status.state,
+        f"{status.running}/{status.slots}" if status.slots else "",
+        status.pid or "",
+        ",".join(map(str, status.executors)),
+        age(now_ms - status.started_ms) if status.started_ms else "",
+        status.reason,
+    )
+
+
+def _resting(name: str, containers: dict[str, Any]) -> dict[str, Any]:
+    return {"container": name, "version": containers[name].version, "state": "no instance", "instance": None}

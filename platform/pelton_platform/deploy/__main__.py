@@ -1,0 +1,20 @@
+"""Runs the local deployer: `python -m pelton_platform.deploy --settings FILE`."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+from pelton_platform.deploy.service import DeployerSettings, serve
+
+
+def main(arguments: list[str]) -> None:
+    """Read the settings file and serve until told to stop."""
+    if len(arguments) != 2 or arguments[0] != "--settings":
+        raise SystemExit("usage: python -m pelton_platform.deploy --settings FILE")
+    serve(DeployerSettings.from_json(json.loads(Path(arguments[1]).read_text())))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,319 @@
+"""The local deployer: containers as process groups on this machine, kept as the plan says."""
+
+from __future__ import annotations
+
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+
+from pelton.core.spec import ContainerSpec, InstanceStatus
+from pelton.errors import SignatureError
+from pelton.protocol.signing import Keyring
+from pelton_platform import process, telemetry
+from pelton_platform.deploy import bundles, instances
+from pelton_platform.deploy.home import HomeError, read_json
+from pelton_platform.deploy.instances import Running, Surroundings
+from pelton_platform.deploy.plan import Crashes, Kill, Live, Start, Workload, after_exit, backoff_ms, plan
+from pelton_platform.deploy.port import (
+    DRAINING,
+    READY,
+    STARTING,
+    ContainerState,
+    InstanceState,
+)
+
+_log = telemetry.get_logger(__name__)
+_LAST_WORDS = 300
+
+
+class LocalDeployer:
+    """Implements `DeployerPort` with processes.
+
+    `turn` does what is due; it is called again and again by one thread. Instances outlive a deployer that
+    dies: the next one of the same home takes them over.
+
+    Args:
+        surroundings: What all instances have in common.
+        keyring: Verifies bundles.
+        on_end: Told of every instance that has ended: container, instance.
+        clock: Monotonic seconds.
+    """
+
+    def __init__(
+        self,
+        surroundings: Surroundings,
+        keyring: Keyring,
+        *,
+        on_end: Callable[[str, str], None] | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._surroundings = surroundings
+        self._keyring = keyring
+        self._on_end = on_end
+        self._clock = clock
+        self._lock = threading.RLock()
+        self._specs: dict[str, ContainerSpec] = {}
+        self._counts: dict[str, int] = {}
+        self._refused: dict[str, str] = {}
+        self._crashes: dict[str, Crashes] = {}
+        self._running: dict[str, Running] = {}
+        self._live: dict[str, Live] = {}
+        for found in instances.find_running(surroundings.home):
+            _log.info("instance-taken-over", instance=found.instance, container=found.container)
+            self._hold(found)
+
+    # --- the port ---
+
+    def apply(self, spec: ContainerSpec) -> None:
+        """Make this the version of the container; a bundle that does not verify refuses it."""
+        with self._lock:
+            known = self._specs.get(spec.name)
+            if known == spec:
+                return
+            self._specs[spec.name] = spec
+            self._counts.setdefault(spec.name, max(spec.min_instances, int(bool(spec.entrypoint))))
+            self._refused.pop(spec.name, None)
+            self._verify(spec)
+            _log.info("container-applied", container=spec.name, version=spec.version)
+
+    def scale(self, container: str, count: int) -> None:
+        """Set how many instances the container should have."""
+        with self._lock:
+            if container in self._specs and self._counts.get(container) != count:
+                self._counts[container] = count
+
+    def remove(self, container: str) -> None:
+        """Stop all instances of a container and forget it."""
+        with self._lock:
+            if self._specs.pop(container, None) is not None:
+                _log.info("container-removed", container=container)
+            for known in (self._counts, self._refused, self._crashes):
+                known.pop(container, None)
+
+    def observe(self) -> Sequence[ContainerState]:
+        """Return what there is now, also containers that are on their way out."""
+        with self._lock:
+            names = sorted({*self._specs, *(one.container for one in self._live.values())})
+            return [self._state(name) for name in names]
+
+    def logs(self, container: str, lines: int) -> Iterator[str]:
+        """Yield the last lines that instances of a container wrote outside of calls."""
+        home = self._surroundings.home
+        for path in instances.instance_logs(home, container)[-3:]:
+            yield from instances.log_tail(path, lines)
+
+    # --- the loop ---
+
+    def turn(self) -> bool:
+        """Notice what ended, and do what the plan says; True when something was done."""
+        with self._lock:
+            changed = self._notice_ends()
+            for action in plan(
+                self._now_ms(), self._workloads(), list(self._live.values()), self._crashes, self._drain_ms
+            ):
+                changed = True
+                if isinstance(action, Start):
+                    self._start(action)
+                elif isinstance(action, Kill):
+                    self._kill(action)
+                else:
+                    self._stop(action.instance, action.why)
+            return changed
+
+    def heard(self, status: InstanceStatus) -> None:
+        """Take in what an instance says of itself."""
+        with self._lock:
+            one = self._live.get(status.instance)
+            if one is None:
+                return
+            now_ms = self._now_ms()
+            ready = status.state == READY and one.ready_ms is None
+            if ready:
+                _log.info("instance-ready", instance=one.instance, after_ms=now_ms - one.started_ms)
+            self._live[one.instance] = replace(
+                one,
+                heard_ms=now_ms,
+                running=status.running,
+                ready_ms=now_ms if ready else one.ready_ms,
+            )
+
+    def stop_all(self, also: Callable[[], bool] = lambda: False) -> None:
+        """Stop every instance and wait until they have ended; those that do not in time are killed.
+
+        Args:
+            also: Asked again and again; once it says True everything is killed at once.
+        """
+        with self._lock:
+            for container in list(self._specs):
+                self.remove(container)
+        wait = threading.Event()
+        while True:
+            self.turn()
+            with self._lock:
+                if not self._live:
+                    return
+                if also():
+                    for instance in list(self._live):
+                        self._kill(Kill(instance, "the platform stops at once"))
+            wait.wait(0.02)
+
+    def knows(self, instance: str) -> bool:
+        """Say whether an instance is one of this deployer's that runs."""
+        with self._lock:
+            return instance in self._live
+
+    def crashes(self) -> Mapping[str, Crashes]:
+        """Return the crashes of containers that have not recovered from them."""
+        with self._lock:
+            return dict(self._crashes)
+
+    # --- inside ---
+
+    @property
+    def _drain_ms(self) -> int:
+        return round(self._surroundings.drain_s * 1000)
+
+    def _now_ms(self) -> int:
+        return int(self._clock() * 1000)
+
+    def _workloads(self) -> dict[str, Workload]:
+        return {
+            name: Workload(name, spec.version, self._counts[name])
+            for name, spec in self._specs.items()
+            if name not in self._refused
+        } | {
+            # What cannot run is no reason to stop what runs: the version before stays until it is replaced.
+            name: Workload(name, one.version, 1)
+            for one in self._live.values()
+            if (name := one.container) in self._refused and one.stopping_ms is None
+        }
+
+    def _verify(self, spec: ContainerSpec) -> bool:
+        try:
+            bundles.verify(spec.bundle, self._surroundings.home.bundles, self._keyring)
+        except SignatureError as error:
+            if spec.name not in self._refused:
+                telemetry.alarm(
+                    _log, "bundle-refused", container=spec.name, version=spec.version, reason=str(error)
+                )
+            self._refused[spec.name] = str(error)
+            return False
+        return True
+
+    def _start(self, action: Start) -> None:
+        spec = self._specs[action.container]
+        if spec.version != action.version or not self._verify(spec):
+            return
+        try:
+            values = self._secret_values(spec)
+            running = instances.start(spec, self._surroundings, values)
+        except (OSError, HomeError) as error:
+            self._count_crash(spec.name, spec.version, f"it cannot be started: {error}")
+            return
+        self._hold(running)
+        _log.info("instance-started", instance=running.instance, container=spec.name, version=spec.version)
+
+    def _secret_values(self, spec: ContainerSpec) -> dict[str, str]:
+        if not spec.secrets:
+            return {}
+        stored = (read_json(self._surroundings.home.secrets_file) or {}).get(spec.name, {})
+        missing = [ref.name for ref in spec.secrets if ref.env not in stored]
+        if missing:
+            raise HomeError(f"the values of {', '.join(missing)} are not on this machine; deploy again")
+        return {ref.env: str(stored[ref.env]) for ref in spec.secrets}
+
+    def _hold(self, running: Running) -> None:
+        now_ms = self._now_ms()
+        self._running[running.instance] = running
+        self._live[running.instance] = Live(
+            running.instance, running.container, running.version, now_ms, None, now_ms
+        )
+
+    def _stop(self, instance: str, why: str) -> None:
+        _log.info("instance-stopping", instance=instance, why=why)
+        self._live[instance] = replace(self._live[instance], stopping_ms=self._now_ms())
+        identity = self._running[instance].identity
+        process.send_signal(identity, signal.SIGTERM)
+        process.send_signal(identity, signal.SIGCONT)
+
+    def _kill(self, action: Kill) -> None:
+        _log.warning("instance-killed", instance=action.instance, why=action.why)
+        process.send_group_signal(self._running[action.instance].identity, signal.SIGKILL)
+
+    def _notice_ends(self) -> bool:
+        changed = False
+        for instance, running in list(self._running.items()):
+            how = running.ended()
+            if how is None:
+                continue
+            changed = True
+            one = self._live.pop(instance)
+            del self._running[instance]
+            instances.tidy(self._surroundings.home, running)
+            if one.stopping_ms is None:
+                words = self._last_words(running)
+                reason = f"{how}{': ' + words if words else ''}"
+                crashes = after_exit(self._crashes.get(one.container), one, self._now_ms(), reason)
+                if crashes is not None and one.container in self._specs:
+                    self._crashes[one.container] = crashes
+            else:
+                reason = how
+            _log.info("instance-ended", instance=instance, reason=reason, asked=one.stopping_ms is not None)
+            if self._on_end is not None:
+                self._on_end(one.container, instance)
+        return changed
+
+    def _count_crash(self, container: str, version: int, reason: str) -> None:
+        now_ms = self._now_ms()
+        never = Live("", container, version, now_ms, None, now_ms)
+        crashes = after_exit(self._crashes.get(container), never, now_ms, reason)
+        if crashes is not None:
+            self._crashes[container] = crashes
+        _log.warning("instance-not-started", container=container, reason=reason)
+
+    def _last_words(self, running: Running) -> str:
+        path = instances.log_file(self._surroundings.home, running.container, running.instance)
+        lines = [line for line in instances.log_tail(path, 20) if line.strip()]
+        return lines[-1].strip()[-_LAST_WORDS:] if lines else ""
+
+    def _state(self, container: str) -> ContainerState:
+        spec = self._specs.get(container)
+        mine = [one for one in self._live.values() if one.container == container]
+        states = tuple(
+            InstanceState(one.instance, one.version, self._running[one.instance].identity.pid, _phase(one))
+            for one in sorted(mine, key=lambda one: (one.started_ms, one.instance))
+        )
+        if spec is None:
+            return ContainerState(container, 0, 0, states, "it was removed")
+        refused = self._refused.get(container, "")
+        return ContainerState(
+            container,
+            spec.version,
+            self._counts[container],
+            states,
+            refused or self._crash_reason(spec),
+            bool(refused),
+        )
+
+    def _crash_reason(self, spec: ContainerSpec) -> str:
+        crashes = self._crashes.get(spec.name)
+        if crashes is None or crashes.version != spec.version:
+            return ""
+        ready = any(
+            one.container == spec.name and one.ready_ms is not None and one.started_ms >= crashes.last_ms
+            for one in self._live.values()
+        )
+        if ready:
+            return ""
+        if crashes.count == 1:
+            return crashes.reason
+        pause_s = backoff_ms(crashes.count) / 1000
+        return f"{crashes.reason} ({crashes.count} times in a row; a new start every {pause_s:g} s)"
+
+
+def _phase(one: Live) -> str:
+    if one.stopping_ms is not None:
+        return DRAINING
+    return READY if one.ready_ms is not None else STARTING

@@ -1,0 +1,120 @@
+"""One instance of a plain program: `python -m pelton_platform.deploy.program --instance FILE`."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Mapping
+from pathlib import Path
+from typing import IO, Any
+
+from pelton_platform import process
+from pelton_platform.deploy.output import BoundedFile, LineQueue, pump
+
+STATUS_INTERVAL_S = 2.0
+_FLUSH_S = 5.0
+
+
+class Program:
+    """Runs the program of an instance file, and speaks for it in the registry and the log topic."""
+
+    def __init__(self, settings: Mapping[str, Any]) -> None:
+        self._settings = settings
+        self._lines = LineQueue()
+        self._kept = BoundedFile(Path(settings["log"]))
+        self._told_to_end = threading.Event()
+        self._over = threading.Event()
+        self._child: subprocess.Popen[bytes] | None = None
+
+    def run(self) -> int:
+        """Run the program to its end; returns its exit code, 0 when it ended because it was told to."""
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda *_: self._told_to_end.set())
+        settings = self._settings
+        try:
+            self._child = child = process.spawn(
+                settings["entrypoint"],
+                env=settings["env"],
+                cwd=Path(settings["folder"]),
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                die_with_parent=True,
+            )
+        except OSError as error:
+            print(f"{' '.join(settings['entrypoint'])}: {error.strerror}", flush=True)
+            return 127
+        readers = [self._read(child.stdout, "stdout"), self._read(child.stderr, "stderr")]
+        # The connection to Kafka is made while the program runs already.
+        speaker = threading.Thread(target=self._speak, args=(child.pid,), name="speaker", daemon=True)
+        speaker.start()
+        threading.Thread(target=self._await_end, args=(child,), name="waiter", daemon=True).start()
+        ending = threading.Thread(target=self._end_when_told, args=(child,), name="ender", daemon=True)
+        ending.start()
+        while not self._over.wait(0.1):
+            pass
+        for reader in readers:
+            # Programs that the program left behind may hold its output open.
+            reader.join(timeout=1.0)
+        self._lines.close()
+        speaker.join(timeout=2 * _FLUSH_S)
+        return 0 if self._told_to_end.is_set() else _exit_code(child.wait())
+
+    def _read(self, stream: IO[bytes] | None, source: str) -> threading.Thread:
+        if stream is None:
+            raise RuntimeError("a program is started with pipes")
+        thread = threading.Thread(
+            target=pump, args=(stream, source, self._kept.write, self._lines), name=source, daemon=True
+        )
+        thread.start()
+        return thread
+
+    def _await_end(self, child: subprocess.Popen[bytes]) -> None:
+        child.wait()
+        self._over.set()
+
+    def _end_when_told(self, child: subprocess.Popen[bytes]) -> None:
+        self._told_to_end.wait()
+        if child.poll() is None:
+            process.terminate_child(child, float(self._settings["drain_s"]))
+
+    def _speak(self, pid: int) -> None:
+        """Connect, then write statuses and lines until the program is over and all is said."""
+        from pelton_platform.deploy.voice import Voice
+
+        voice = Voice(self._settings, pid, socket.gethostname())
+        beating = threading.Thread(target=self._beat, args=(voice,), name="heartbeat", daemon=True)
+        beating.start()
+        while lines := self._lines.take():
+            voice.say(lines)
+        self._over.wait()
+        beating.join(timeout=_FLUSH_S)
+        voice.leave(_FLUSH_S)
+
+    def _beat(self, voice: Any) -> None:
+        while not self._over.is_set():
+            voice.beat(draining=self._told_to_end.is_set())
+            self._over.wait(STATUS_INTERVAL_S)
+
+
+def _exit_code(code: int) -> int:
+    """The code by which shells report a signal, since a process cannot exit with a negative one."""
+    return 128 - code if code < 0 else code
+
+
+def main(arguments: list[str]) -> int:
+    """Read the instance file and run its program."""
+    if len(arguments) != 2 or arguments[0] != "--instance":
+        raise SystemExit("usage: python -m pelton_platform.deploy.program --instance FILE")
+    return Program(json.loads(Path(arguments[1]).read_text())).run()
+
+
+if __name__ == "__main__":
+    code = main(sys.argv[1:])
+    sys.stdout.flush()
+    # Reading threads may still hang on output that somebody else holds open: nothing waits for them.
+    os._exit(code)

@@ -1,0 +1,393 @@
+"""A deploy: from a file to specs in the registry, and what became of them."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from pelton.core.offsets import initial_metadata
+from pelton.core.spec import ContainerSpec, FunctionSpec
+from pelton.definitions import container_spec, function_spec
+from pelton.errors import DeployError
+from pelton.loading import Collected
+from pelton.protocol.signing import Keyring
+from pelton.protocol.topics import Topics
+from pelton.secret import captured
+from pelton.transport.config import ConnectionConfig
+from pelton.transport.kafka.admin import Admin
+from pelton.transport.kafka.clock import BrokerClock
+from pelton.transport.kafka.producer import RecordProducer
+from pelton_platform.deploy import bundles
+from pelton_platform.deploy.backlog import input_places
+from pelton_platform.deploy.bundles import Bundle
+from pelton_platform.deploy.home import Home, exclusive, read_json, write_json
+from pelton_platform.deploy.images import check_image
+from pelton_platform.deploy.registry import Registry, RegistryWriter
+
+CREATED = "created"
+CHANGED = "changed"
+UNCHANGED = "unchanged"
+
+_READ_S = 15.0
+_WRITE_S = 15.0
+_LOCK_S = 60.0
+_LOOK_S = 0.02
+
+Progress = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """What a deploy does to one function or container.
+
+    Attributes:
+        kind: `function` or `container`.
+        name: Its name.
+        version: The version after the deploy.
+        change: `created`, `changed` or `unchanged`.
+    """
+
+    kind: str
+    name: str
+    version: int
+    change: str
+
+
+@dataclass(slots=True)
+class Outcome:
+    """What a deploy did.
+
+    Attributes:
+        file: The file.
+        bundle: Digest of its source snapshot.
+        changes: Functions, then containers.
+        topics: Topics that were created.
+        warnings: What the user should know, one sentence each.
+        states: What the deployer made of each container, as in its state file.
+        dry_run: Whether nothing was written.
+    """
+
+    file: str
+    bundle: str = ""
+    changes: list[Change] = field(default_factory=list)
+    topics: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+    states: dict[str, Any] = field(default_factory=dict)
+    dry_run: bool = False
+
+    @property
+    def changed(self) -> bool:
+        """Whether anything is new."""
+        return any(change.change != UNCHANGED for change in self.changes)
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """The specs after a deploy, and what is new in them."""
+
+    functions: dict[str, FunctionSpec]
+    containers: dict[str, ContainerSpec]
+    removed: tuple[str, ...]
+    changes: tuple[Change, ...]
+    warnings: tuple[str, ...]
+
+    def of(self, kind: str) -> set[str]:
+        """Names of this kind that are not unchanged."""
+        return {one.name for one in self.changes if one.kind == kind and one.change != UNCHANGED}
+
+
+class Publisher:
+    """Deploys files to one platform; a context manager.
+
+    Args:
+        config: How to reach Kafka.
+        home: The home folder of the platform.
+        limit_bytes: Largest source folder.
+
+    Raises:
+        TransportError: Kafka cannot be reached.
+        SignatureError: The key of the namespace is missing or damaged.
+    """
+
+    def __init__(self, config: ConnectionConfig, home: Home, limit_bytes: int) -> None:
+        self._home = home
+        self._limit_bytes = limit_bytes
+        self._topics = Topics(config.namespace)
+        self._keyring = Keyring.load(config.key_file or home.key_file(config.namespace))
+        self._clock = BrokerClock()
+        self._admin = Admin(config)
+        self._producer = RecordProducer(config, clock=self._clock)
+        try:
+            self._registry = Registry(config, self._keyring)
+        except BaseException:
+            self._producer.close(0.0)
+            self._admin.close()
+            raise
+        self._writer = RegistryWriter(config.namespace, self._producer, self._keyring)
+
+    def __enter__(self) -> Publisher:
+        """Return the publisher."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """End its connections."""
+        self._registry.close()
+        self._producer.close()
+        self._admin.close()
+
+    def deploy(self, file: Path, collected: Collected, *, dry_run: bool = False) -> Outcome:
+        """Deploy what a file defines.
+
+        Args:
+            file: The file; its folder becomes the source snapshot.
+            collected: What it defines.
+            dry_run: Check and compare, but write nothing.
+
+        Raises:
+            DeployError: It is refused; nothing was changed.
+            TransportError: Kafka did not take it; deploy again.
+        """
+        outcome = Outcome(str(file), dry_run=dry_run)
+        values = self._check(collected, outcome)
+        with self._lock():
+            bundle = bundles.store(file.parent, self._home.bundles, self._keyring, self._limit_bytes)
+            outcome.bundle = bundle.digest
+            self._registry.wait_end(_READ_S, refresh=True)
+            fresh_secrets = self._changed_secrets(values)
+            plan = self._plan(file, collected, bundle, fresh_secrets)
+            outcome.changes = list(plan.changes)
+            outcome.warnings += plan.warnings
+            if dry_run:
+                if bundle.new:
+                    bundles.remove(bundle.digest, self._home.bundles)
+            elif outcome.changed or plan.removed:
+                self._write(plan, values, outcome)
+        return outcome
+
+    # --- checks ---
+
+    def _check(self, collected: Collected, outcome: Outcome) -> dict[str, dict[str, str]]:
+        """Refuse what cannot run here; return the captured secrets by container."""
+        if not collected.functions and not collected.containers:
+            raise DeployError(f"{outcome.file} defines nothing to deploy")
+        for container in collected.not_run:
+            outcome.warnings.append(
+                f"container {container.name!r} is defined and not deployed: its `.run()` was not reached"
+            )
+        values: dict[str, dict[str, str]] = {}
+        for container in collected.containers:
+            what = f"container {container.name!r}"
+            outcome.warnings += check_image(container.image.spec(Path(outcome.file).parent), what)
+            values[container.name] = captured(what, container.secrets)
+        return values
+
+    def _changed_secrets(self, values: Mapping[str, Mapping[str, str]]) -> set[str]:
+        """Containers whose captured values differ from those kept: they are not in the specs."""
+        kept = read_json(self._home.secrets_file) or {}
+        return {name for name, mine in values.items() if dict(mine) != kept.get(name, {})}
+
+    # --- comparing ---
+
+    def _plan(self, file: Path, collected: Collected, bundle: Bundle, fresh_secrets: set[str]) -> Plan:
+        known_functions, known_containers, _ = self._registry.snapshot()
+        now_ms = self._clock.now_ms()
+        changes: list[Change] = []
+        functions: dict[str, FunctionSpec] = {}
+        for function in collected.functions:
+            old = known_functions.get(function.name)
+            new = function_spec(
+                function,
+                version=1 if old is None else old.version + 1,
+                bundle=bundle.digest,
+                partitions=None if old is None else old.partitions,
+                deployed_ms=now_ms,
+            )
+            if old is not None and function.container.max_instances > old.partitions:
+                raise DeployError(
+                    f"function {new.name!r} has {old.partitions} partitions since it was created, and its "
+                    f"container may have {function.container.max_instances} instances, of which the others "
+                    "would get no calls: lower max_instances, or give the function another name"
+                )
+            functions[new.name] = _settle("function", old, new, changes)
+        moved = {one.name for one in changes if one.kind == "function" and one.change != UNCHANGED}
+        containers: dict[str, ContainerSpec] = {}
+        for container in collected.containers:
+            hosted = [spec.name for spec in functions.values() if spec.container == container.name]
+            before = known_containers.get(container.name)
+            spec = container_spec(
+                container,
+                functions=hosted,
+                version=1 if before is None else before.version + 1,
+                bundle=bundle.digest,
+                folder=file.parent,
+                deployed_ms=now_ms,
+            )
+            anew = container.name in fresh_secrets or bool(moved.intersection(hosted))
+            containers[spec.name] = _settle("container", before, spec, changes, anew=anew)
+        removed, warnings = self._leave_others(functions, containers, known_containers, changes)
+        return Plan(functions, containers, tuple(removed), tuple(changes), tuple(warnings))
+
+    def _leave_others(
+        self,
+        functions: Mapping[str, FunctionSpec],
+        containers: dict[str, ContainerSpec],
+        known: Mapping[str, ContainerSpec],
+        changes: list[Change],
+    ) -> tuple[list[str], list[str]]:
+        """Take moved functions out of the containers they were in, and name those that nobody hosts now."""
+        removed: list[str] = []
+        warnings: list[str] = []
+        for before in known.values():
+            now = containers.get(before.name)
+            gone = [name for name in before.functions if now is not None and name not in now.functions]
+            warnings += [
+                f"function {name!r} is not in container {before.name!r} any more; its waiting calls stay "
+                "until it is deployed again"
+                for name in gone
+                if name not in functions
+            ]
+            moved = [name for name in before.functions if now is None and name in functions]
+            if not moved:
+                continue
+            left = tuple(name for name in before.functions if name not in moved)
+            if not left:
+                removed.append(before.name)
+                warnings.append(f"container {before.name!r} hosts nothing any more and was removed")
+                continue
+            # No digest: the next deploy of that container's own file counts as a change.
+            containers[before.name] = replace(before, functions=left, version=before.version + 1, digest="")
+            changes.append(Change("container", before.name, before.version + 1, CHANGED))
+        return removed, warnings
+
+    # --- writing ---
+
+    def _write(self, plan: Plan, values: Mapping[str, dict[str, str]], outcome: Outcome) -> None:
+        functions = {name: plan.functions[name] for name in sorted(plan.of("function"))}
+        containers = {name: plan.containers[name] for name in sorted(plan.of("container"))}
+        known, _, _ = self._registry.snapshot()
+        brokers = len(self._admin.brokers())
+        wanted = [
+            topic
+            for spec in functions.values()
+            for topic in self._topics.topic_plans_for_function(spec, brokers)
+        ]
+        outcome.topics = sorted(self._admin.create_topics(wanted))
+        for name, spec in functions.items():
+            if name not in known:
+                self._commit_nothing_ran(spec)
+        self._keep_secrets(values)
+        self._writer.write_specs(functions, containers, _WRITE_S, removed=plan.removed)
+
+    def _commit_nothing_ran(self, spec: FunctionSpec) -> None:
+        """Commit that nothing of a new function may have run: its first records are no suspects."""
+        group = self._topics.group(spec.name)
+        places = input_places(self._topics, spec)
+        committed = self._admin.committed(group, places)
+        fresh = [place for place in places if place not in committed]
+        starts = self._admin.watermarks(fresh)
+        self._admin.commit_for_idle_group(
+            group, {place: (starts[place][0], initial_metadata()) for place in fresh}
+        )
+
+    def _keep_secrets(self, values: Mapping[str, dict[str, str]]) -> None:
+        kept = read_json(self._home.secrets_file) or {}
+        merged = {name: mine for name, mine in {**kept, **values}.items() if mine}
+        if merged != kept:
+            write_json(self._home.secrets_file, merged)
+
+    def _lock(self) -> _DeployLock:
+        return _DeployLock(self._home.deploy_lock)
+
+
+class _DeployLock:
+    """Two deploys at once would both make the same version: the second waits for the first."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._held: Any = None
+
+    def __enter__(self) -> None:
+        deadline = time.monotonic() + _LOCK_S
+        pause = threading.Event()
+        while True:
+            held = exclusive(self._path)
+            if held.__enter__():
+                self._held = held
+                return
+            held.__exit__(None, None, None)
+            if time.monotonic() >= deadline:
+                raise DeployError(
+                    f"another deploy has been running for {_LOCK_S:.0f} s; wait for it or end it"
+                )
+            pause.wait(_LOOK_S)
+
+    def __exit__(self, *_: object) -> None:
+        self._held.__exit__(None, None, None)
+
+
+def _settle(kind: str, old: Any, new: Any, changes: list[Change], *, anew: bool = False) -> Any:
+    """The old spec when the new one says the same, else the new one; takes note of which."""
+    if old is not None and old.digest == new.digest and not anew:
+        changes.append(Change(kind, old.name, old.version, UNCHANGED))
+        return old
+    changes.append(Change(kind, new.name, new.version, CREATED if old is None else CHANGED))
+    return new
+
+
+def await_deployer(
+    home: Home, versions: Mapping[str, int], *, act_s: float, ready_s: float, tell: Progress
+) -> dict[str, Any]:
+    """Wait until the deployer has taken up containers, and until those that should run do.
+
+    Args:
+        home: Where the deployer writes what it made of them.
+        versions: Container versions to wait for.
+        act_s: How long the deployer may take to take them up.
+        ready_s: How long an instance that should run may take to be ready.
+        tell: Gets a line for people when the waiting takes long.
+
+    Returns:
+        What the deployer says of each container.
+
+    Raises:
+        DeployError: The deployer does not act, or refuses a container.
+    """
+    began = time.monotonic()
+    pause = threading.Event()
+    told = False
+    while True:
+        data = (read_json(home.deployer_file) or {}).get("containers", {})
+        states = {name: data.get(name) for name in versions}
+        taken = all(state and state["version"] >= versions[name] for name, state in states.items())
+        waited = time.monotonic() - began
+        if taken:
+            _refuse(states)
+            if all(_is_settled(state) for state in states.values()) or waited > ready_s:
+                return states
+        elif waited > act_s:
+            raise DeployError(
+                f"the deployer has not taken up {', '.join(versions)} within {act_s:.0f} s; the specs are in "
+                "the registry. Look at `pelton doctor` and at the deployer's log"
+            )
+        if waited > 2.0 and not told:
+            told = True
+            tell("waiting for instances to be ready" if taken else "waiting for the deployer")
+        pause.wait(_LOOK_S)
+
+
+def _refuse(states: Mapping[str, Any]) -> None:
+    for name, state in states.items():
+        if state["refused"]:
+            raise DeployError(f"the deployer refuses container {name!r}: {state['reason']}")
+
+
+def _is_settled(state: Mapping[str, Any]) -> bool:
+    """Whether nothing more is to be expected soon: enough are ready, or they crash."""
+    ready = [
+        one for one in state["instances"] if one["version"] == state["version"] and one["state"] == "ready"
+    ]
+    return len(ready) >= min(1, state["wanted"]) or bool(state["reason"])

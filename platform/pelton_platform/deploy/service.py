@@ -1,0 +1,339 @@
+"""The deployer process: follows the registry and the backlog, and keeps a port at what they ask for."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import signal
+import socket
+import threading
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from pelton.core.scaling import Bounds, Load, Needs, desired, needed, remember
+from pelton.core.spec import ContainerSpec, FunctionSpec, InstanceStatus
+from pelton.errors import PeltonError, TransportError
+from pelton.protocol.signing import Keyring
+from pelton.protocol.topics import Control, Topics
+from pelton.transport.config import ConnectionConfig
+from pelton.transport.kafka.admin import Admin
+from pelton.transport.kafka.clock import BrokerClock
+from pelton.transport.kafka.producer import RecordProducer
+from pelton_platform import telemetry
+from pelton_platform.deploy.backlog import Backlog, Trimmer
+from pelton_platform.deploy.home import Home, write_json
+from pelton_platform.deploy.instances import Surroundings
+from pelton_platform.deploy.local import LocalDeployer
+from pelton_platform.deploy.port import FAILED
+from pelton_platform.deploy.registry import Registry, RegistryWriter
+
+LOOK_INTERVAL_S = 0.2
+"""How often waiting calls are looked for: what a first call waits, at most, before an instance starts."""
+
+HEARTBEAT_S = 2.0
+TRIM_INTERVAL_S = 60.0
+GONE_AFTER_MS = 10_000
+"""A status older than this, of an instance that nobody here knows, is of one that is gone."""
+
+_CONNECT_TRY_S = 10.0
+_log = telemetry.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class DeployerSettings:
+    """What a deployer is told when it starts.
+
+    Attributes:
+        home: The home folder.
+        config: How to reach Kafka.
+        env: Default variables of containers.
+        keep_warm_ms: How long an instance stays after it was last needed.
+        drain_ms: How long a stopping instance may take.
+        log_level: Least level of its own log lines and those of instances.
+    """
+
+    home: Home
+    config: ConnectionConfig
+    env: Mapping[str, str]
+    keep_warm_ms: int
+    drain_ms: int
+    log_level: str = "INFO"
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain data for the file that the deployer reads."""
+        return {
+            "home": str(self.home.root),
+            "bootstrap_servers": self.config.bootstrap_servers,
+            "namespace": self.config.namespace,
+            "security": dict(self.config.security),
+            "key_file": str(self.config.key_file),
+            "env": dict(self.env),
+            "keep_warm_ms": self.keep_warm_ms,
+            "drain_ms": self.drain_ms,
+            "log_level": self.log_level,
+        }
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> DeployerSettings:
+        """Read what `to_json` wrote."""
+        home = Path(data["home"])
+        config = ConnectionConfig(
+            bootstrap_servers=data["bootstrap_servers"],
+            namespace=data["namespace"],
+            security=data["security"],
+            key_file=Path(data["key_file"]),
+            home=home,
+        )
+        return cls(Home(home), config, data["env"], data["keep_warm_ms"], data["drain_ms"], data["log_level"])
+
+
+class Deployer:
+    """One deployer: `run` returns after `stop` was called and every instance has ended."""
+
+    def __init__(self, settings: DeployerSettings) -> None:
+        self._settings = settings
+        self._id = secrets.token_hex(4)
+        self._keyring = Keyring.load(Path(str(settings.config.key_file)))
+        self._wake = threading.Event()
+        self._stopping = threading.Event()
+        self._at_once = threading.Event()
+        self._backlog: dict[str, int] = {}
+        self._needs: dict[str, Needs] = {}
+        self._heard: dict[str, InstanceStatus] = {}
+        self._ended: set[tuple[str, str]] = set()
+        self._clock = BrokerClock()
+        self._started_ms = 0
+        self._written: dict[str, Any] = {}
+        surroundings = Surroundings(
+            settings.home, settings.config, settings.env, settings.drain_ms / 1000, settings.log_level
+        )
+        self._port: LocalDeployer = LocalDeployer(surroundings, self._keyring, on_end=self._note_end)
+
+    def stop(self, *, at_once: bool = False) -> None:
+        """Ask `run` to stop all instances and return; may be called from a signal handler."""
+        if at_once:
+            self._at_once.set()
+        self._stopping.set()
+        self._wake.set()
+
+    def run(self) -> None:
+        """Connect as soon as the broker answers, and work until told to stop."""
+        connected = self._connect()
+        if connected is None:
+            return
+        admin, registry, producer = connected
+        writer = RegistryWriter(self._settings.config.namespace, producer)
+        watcher = threading.Thread(target=self._watch, args=(admin, registry), name="backlog", daemon=True)
+        try:
+            self._started_ms = self._clock.now_ms()
+            self._turn(registry, writer)
+            watcher.start()
+            _log.info("deployer-ready", deployer=self._id)
+            self._work(registry, writer)
+            self._port.stop_all(self._at_once.is_set)
+            self._bury(writer)
+            writer.remove_status("", self._id)
+            producer.flush(5.0)
+        finally:
+            if watcher.ident is not None:
+                watcher.join(timeout=_CONNECT_TRY_S)
+            registry.close()
+            producer.close()
+            admin.close()
+
+    # --- connecting ---
+
+    def _connect(self) -> tuple[Admin, Registry, RecordProducer] | None:
+        config = self._settings.config
+        while not self._stopping.is_set():
+            admin = Admin(config)
+            producer: RecordProducer | None = None
+            try:
+                brokers = len(admin.brokers(_CONNECT_TRY_S))
+                admin.create_topics(Topics(config.namespace).control_topic_plans(brokers))
+                producer = RecordProducer(config, clock=self._clock)
+                self._probe(producer)
+                registry = Registry(config, self._keyring, self._wake.set)
+                registry.wait_end(_CONNECT_TRY_S)
+                return admin, registry, producer
+            except TransportError as error:
+                _log.warning("kafka-not-reached", reason=str(error))
+                admin.close()
+                if producer is not None:
+                    producer.close(0.0)
+                self._stopping.wait(0.2)
+        return None
+
+    def _probe(self, producer: RecordProducer) -> None:
+        """Learn broker time from one acknowledged record, which readers of logs pass over."""
+        failures: list[str] = []
+        topic = Topics(self._settings.config.namespace).control(Control.LOGS)
+
+        def report(failure: Any, *_: int) -> None:
+            if failure is not None:
+                failures.append(str(failure))
+
+        producer.send(topic, None, key=b"probe", on_report=report)
+        if producer.flush(_CONNECT_TRY_S) or failures:
+            raise TransportError(failures[0] if failures else "Kafka does not acknowledge records")
+
+    # --- the backlog, on a thread of its own: a broker that does not answer must not hold the loop up ---
+
+    def _watch(self, admin: Admin, registry: Registry) -> None:
+        backlog = Backlog(admin, Topics(self._settings.config.namespace))
+        trimmer = Trimmer(admin)
+        next_trim = time.monotonic() + TRIM_INTERVAL_S
+        while not self._stopping.is_set():
+            began = time.monotonic()
+            functions, _, _ = registry.snapshot()
+            try:
+                if functions:
+                    found = backlog.look(functions)
+                    if found != self._backlog:
+                        self._backlog = found
+                        self._wake.set()
+                if began >= next_trim:
+                    next_trim = began + TRIM_INTERVAL_S
+                    self._trim(backlog, trimmer, functions)
+            except TransportError as error:
+                _log.warning("backlog-unknown", reason=str(error))
+            # A platform with very many functions looks less often rather than filling a core with looking.
+            spent = time.monotonic() - began
+            self._stopping.wait(max(LOOK_INTERVAL_S - spent, spent))
+
+    def _trim(self, backlog: Backlog, trimmer: Trimmer, functions: Mapping[str, FunctionSpec]) -> None:
+        served = {state.container for state in self._port.observe() if state.instances}
+        for spec in functions.values():
+            if spec.container not in served:
+                trimmer.trim(backlog.committed(spec.name))
+
+    # --- the loop ---
+
+    def _work(self, registry: Registry, writer: RegistryWriter) -> None:
+        next_beat = 0.0
+        while not self._stopping.is_set():
+            self._wake.clear()
+            changed = self._turn(registry, writer)
+            now = time.monotonic()
+            if changed or now >= next_beat:
+                self._beat(registry, writer)
+                next_beat = now + HEARTBEAT_S
+            if not changed:
+                self._wake.wait(min(LOOK_INTERVAL_S, max(0.0, next_beat - now)))
+
+    def _turn(self, registry: Registry, writer: RegistryWriter) -> bool:
+        functions, containers, statuses = registry.snapshot()
+        known = {state.container for state in self._port.observe()}
+        for spec in containers.values():
+            self._port.apply(spec)
+        for name in known - containers.keys():
+            self._port.remove(name)
+        for status in statuses.values():
+            if status.container and self._port.knows(status.instance):
+                self._hear(status)
+        for spec in containers.values():
+            self._port.scale(spec.name, self._count(spec, functions))
+        changed = self._port.turn()
+        self._bury(writer)
+        return self._publish() or changed
+
+    def _hear(self, status: InstanceStatus) -> None:
+        # Only what is new counts as heard: a status that stays in the registry says nothing by being there.
+        if self._heard.get(status.instance) != status:
+            self._heard[status.instance] = status
+            self._port.heard(status)
+
+    def _count(self, spec: ContainerSpec, functions: Mapping[str, FunctionSpec]) -> int:
+        if spec.entrypoint:
+            return max(1, spec.min_instances)
+        now_ms = int(time.monotonic() * 1000)
+        hosted = [name for name in spec.functions if name in functions]
+        loads = [Load(self._backlog.get(name, 0), 0) for name in hosted]
+        bounds = Bounds(
+            spec.min_instances,
+            spec.max_instances,
+            spec.max_concurrent_requests,
+            self._settings.keep_warm_ms,
+        )
+        needs = remember(
+            self._needs.get(spec.name, ()), now_ms, needed(loads, bounds.slots), bounds.keep_warm_ms
+        )
+        self._needs[spec.name] = needs
+        return desired(bounds, needs)
+
+    # --- what it says ---
+
+    def _note_end(self, container: str, instance: str) -> None:
+        self._heard.pop(instance, None)
+        self._ended.add((container, instance))
+
+    def _bury(self, writer: RegistryWriter) -> None:
+        while self._ended:
+            writer.remove_status(*self._ended.pop())
+
+    def _beat(self, registry: Registry, writer: RegistryWriter) -> None:
+        """Say that this deployer lives, and speak for instances that cannot: the crashed and the gone."""
+        now_ms = self._clock.now_ms()
+        host = socket.gethostname()
+        _, _, statuses = registry.snapshot()
+        writer.write_status(
+            InstanceStatus(
+                container="",
+                instance=self._id,
+                state="ready",
+                host=host,
+                pid=os.getpid(),
+                version=1,
+                started_ms=self._started_ms,
+                seen_ms=now_ms,
+            )
+        )
+        failing: set[tuple[str, str]] = set()
+        for state in self._port.observe():
+            place = (state.container, f"{state.container}-{FAILED}")
+            if state.reason and state.version and (state.refused or not state.instances):
+                failing.add(place)
+                writer.write_status(
+                    InstanceStatus(
+                        *place, FAILED, host, 0, state.version, seen_ms=now_ms, reason=state.reason
+                    )
+                )
+        for place, status in statuses.items():
+            if place in failing or place == ("", self._id) or self._port.knows(place[1]):
+                continue
+            spoken_for = place[1] == f"{place[0]}-{FAILED}" and status.host == host
+            if spoken_for or now_ms - status.seen_ms > GONE_AFTER_MS:
+                writer.remove_status(*place)
+
+    def _publish(self) -> bool:
+        """Write what became of each container where commands find it; True when it changed."""
+        found = {state.container: asdict(state) for state in self._port.observe()}
+        data = {"pid": os.getpid(), "deployer": self._id, "containers": found}
+        if data == self._written:
+            return False
+        write_json(self._settings.home.deployer_file, data)
+        self._written = data
+        return True
+
+
+def serve(settings: DeployerSettings) -> None:
+    """Run a deployer until SIGTERM or SIGINT; a second signal kills what still drains."""
+    telemetry.set_up("deployer", level=settings.log_level)
+    deployer = Deployer(settings)
+    signals = 0
+
+    def leave(*_: object) -> None:
+        nonlocal signals
+        signals += 1
+        deployer.stop(at_once=signals > 1)
+
+    signal.signal(signal.SIGTERM, leave)
+    signal.signal(signal.SIGINT, leave)
+    try:
+        deployer.run()
+    except PeltonError as error:
+        _log.error("deployer-failed", reason=str(error))
+        raise SystemExit(1) from error

@@ -1,0 +1,77 @@
+"""What a supervisor is told when it starts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pelton_platform.settings import PeltonSettings
+
+
+@dataclass(frozen=True, slots=True)
+class SupervisorSettings:
+    """What a supervisor is told.
+
+    Attributes:
+        home: The home folder.
+        namespace: The namespace.
+        bootstrap_servers: An existing Kafka; None for an embedded one.
+        port: Port of the embedded broker; None to choose.
+        security: Further settings of Kafka clients; may be secret.
+        key_file: Key file of the namespace; None for the one in the home folder.
+        env: Default variables of containers.
+        keep_warm_ms: How long an instance stays after it was last needed.
+        drain_ms: How long a stopping instance may take.
+        log_level: Least level of log lines.
+    """
+
+    home: Path
+    namespace: str = "pelton"
+    bootstrap_servers: str | None = None
+    port: int | None = None
+    security: Mapping[str, str] = field(default_factory=dict)
+    key_file: Path | None = None
+    env: Mapping[str, str] = field(default_factory=dict)
+    keep_warm_ms: int = 30_000
+    drain_ms: int = 30_000
+    log_level: str = "INFO"
+
+    @classmethod
+    def of(cls, settings: PeltonSettings) -> SupervisorSettings:
+        """Take what a supervisor needs of the settings."""
+        return cls(
+            home=settings.home,
+            namespace=settings.namespace,
+            bootstrap_servers=settings.bootstrap_servers,
+            port=settings.port,
+            security=settings.security,
+            key_file=settings.key_file,
+            env=settings.env,
+            keep_warm_ms=round(settings.keep_warm.total_seconds() * 1000),
+            drain_ms=round(settings.drain.total_seconds() * 1000),
+            log_level=settings.log_level,
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain data."""
+        return {
+            "home": str(self.home),
+            "namespace": self.namespace,
+            "bootstrap_servers": self.bootstrap_servers,
+            "port": self.port,
+            "security": dict(self.security),
+            "key_file": None if self.key_file is None else str(self.key_file),
+            "env": dict(self.env),
+            "keep_warm_ms": self.keep_warm_ms,
+            "drain_ms": self.drain_ms,
+            "log_level": self.log_level,
+        }
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> SupervisorSettings:
+        """Read what `to_json` wrote."""
+        key_file = data["key_file"]
+        rest = {name: value for name, value in data.items() if name not in ("home", "key_file")}
+        return cls(home=Path(data["home"]), key_file=None if key_file is None else Path(key_file), **rest)
