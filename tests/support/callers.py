@@ -16,6 +16,7 @@ from pelton.core.spec import (
     InstanceStatus,
     ParameterSpec,
 )
+from pelton.errors import FunctionNotFound
 from pelton.protocol import payload
 from pelton.transport.ports import AttachState, OnAccepted, OnResults
 
@@ -82,6 +83,7 @@ class ScriptedTransport:
         self.reading: dict[CallId, list[OnResults]] = {}
         self.forgotten: list[CallId] = []
         self.prepared: list[str] = []
+        self.soon: list[FunctionSpec] = []
         self.history: dict[CallId, list[Result]] = {}
         self.attach_states: dict[CallId, AttachState] = {}
         self.on_submit: Callable[[Invocation], None] | None = None
@@ -99,8 +101,11 @@ class ScriptedTransport:
         return time.time_ns() // 1_000_000 + self.ahead_ms
 
     def prepare(self, function: str) -> int:
-        """Always partition 3."""
+        """Always partition 3; a function that was announced with `soon` is known from now on."""
         self.prepared.append(function)
+        self.scripted.change(*(spec for spec in self.soon if spec.name == function))
+        if self.scripted.function(function) is None:
+            raise FunctionNotFound(f"{function!r} is not deployed")
         return 3
 
     def submit(

@@ -155,6 +155,13 @@ def test_an_unknown_function_is_refused_before_anything_is_sent(transport: Scrip
     assert transport.sent == {}
 
 
+def test_a_function_deployed_a_moment_ago_is_found(transport: ScriptedTransport) -> None:
+    """The registry is read up to now before a function counts as unknown."""
+    transport.soon.append(spec_of("fresh"))
+    function_ref("fresh").submit(1)
+    assert transport.last.function == "fresh"
+
+
 def test_a_version_that_is_not_deployed_is_refused(transport: ScriptedTransport) -> None:
     """A pinned call travels with its version; a version from the future is unknown."""
     function_ref("classify", version=1).submit(1)

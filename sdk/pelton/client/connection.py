@@ -17,7 +17,7 @@ from pelton.client.readiness import not_found
 from pelton.client.waking import CallbackThread
 from pelton.core.call import CallId, Invocation, Result, call_id_text, call_time_ms, mint_call_id
 from pelton.core.spec import RESULTS_PARTITIONS, FunctionSpec
-from pelton.errors import CallExpired, CallNotFound, TransportError
+from pelton.errors import CallExpired, CallNotFound, FunctionNotFound, TransportError
 from pelton.transport.ports import AttachState, Directory, Transport
 
 CLOSE_SECONDS: Final = 10.0
@@ -65,10 +65,7 @@ class Connection:
             raise TransportError(
                 "this connection to the platform is closed; pelton.connect() opens a new one"
             )
-        spec = self.directory.function(function)
-        if spec is None:
-            raise not_found(self.directory, function)
-        return spec
+        return self.directory.function(function) or self._look_again(function)
 
     def new_call(self, spec: FunctionSpec, *, keeps: bool) -> Call:
         """A call whose results will be read; not sent yet.
@@ -183,7 +180,10 @@ class Connection:
             self.calls.pop(call.id, None)
         elif self._beside.get(call.id) is call:
             self._beside.pop(call.id, None)
-        self.transport.forget(call.id, call.receive)
+        if call.id in self.calls or call.id in self._beside:
+            self.transport.forget(call.id, call.receive)
+        else:
+            self.transport.forget(call.id)
 
     def unseen(self, call: Call, error: Exception) -> None:
         """Remembers that a call was not accepted, until somebody asks for it."""
@@ -241,6 +241,17 @@ class Connection:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self.close()
+
+    def _look_again(self, function: str) -> FunctionSpec:
+        """It may have been deployed a moment ago: preparing reads the registry up to now."""
+        try:
+            self.transport.prepare(function)
+        except FunctionNotFound:
+            raise not_found(self.directory, function) from None
+        spec = self.directory.function(function)
+        if spec is None:
+            raise not_found(self.directory, function)
+        return spec
 
     def _mint(self, partition: int) -> CallId:
         return mint_call_id(self.transport.now_ms(), partition, self._dice.getrandbits(64).to_bytes(8, "big"))

@@ -87,6 +87,7 @@ def install(transport: Transport) -> Connection:
     close()
     with _connecting:
         _connection = Connection(transport)
+        _close_at_exit()
         return _connection
 
 
@@ -137,12 +138,16 @@ def _open(config: Callable[[], ConnectionConfig]) -> Connection:
             from pelton.transport.kafka.calls import KafkaTransport
 
             _connection = Connection(KafkaTransport(config()))
-            _flush_worker_processes()
+            _close_at_exit()
         return _connection
 
 
-def _flush_worker_processes() -> None:
-    """Processes started by `multiprocessing` leave without running what `atexit` knows."""
+def _close_at_exit() -> None:
+    """Makes sure that the end of the program closes the connection."""
+    # What was registered last runs first: the connection has to end before the clients it uses.
+    atexit.unregister(close)
+    atexit.register(close)
+    # Processes started by `multiprocessing` leave without running what `atexit` knows.
     multiprocessing = sys.modules.get("multiprocessing")
     if multiprocessing is not None and multiprocessing.parent_process() is not None:
         from multiprocessing.util import Finalize
@@ -159,5 +164,4 @@ def _forget_parent() -> None:
     _connecting = threading.Lock()
 
 
-atexit.register(close)
 os.register_at_fork(after_in_child=_forget_parent)
