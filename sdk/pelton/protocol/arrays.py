@@ -20,6 +20,11 @@ _read_scalar = msgspec.msgpack.Decoder(tuple[str, bytes]).decode
 _DTYPE: Final = re.compile(r"[<>|=]?[biufcSUmM][0-9]{1,9}(\[[0-9]{0,9}[A-Za-z]{1,7}(/[0-9]{1,9})?\])?")
 """Numbers, fixed texts and times; never objects or structures."""
 
+ARRAYS: Final = frozenset(
+    {Extension.NUMPY_ARRAY, Extension.NUMPY_SCALAR, Extension.ARROW_TABLE, Extension.ARROW_BATCH}
+)
+"""Extension codes of this module."""
+
 _MAX_DIMENSIONS: Final = 32
 
 

@@ -180,8 +180,6 @@ def _skip(schema: Any, names: Mapping[str, Any], data: bytes, at: int) -> int:
             raise RecordError(f"branch {branch} of a union of {len(schema)}")
         return _skip(schema[branch], names, data, at)
     kind = schema["type"] if isinstance(schema, dict) else schema
-    if kind in names and not isinstance(schema, dict):
-        return _skip(names[kind], names, data, at)
     match kind:
         case "null":
             return at
@@ -210,7 +208,7 @@ def _skip(schema: Any, names: Mapping[str, Any], data: bytes, at: int) -> int:
             for field in schema["fields"]:
                 at = _skip(field["type"], names, data, at)
             return at
-    return _skip(kind, names, data, at)
+    return _skip(names[kind], names, data, at)
 
 
 def _skip_number(kind: str, data: bytes, at: int) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Final
 
 from pelton.protocol.avro import PREFIX_BYTES, Subject
-from pelton.protocol.invocation import INVOCATION, decode_invocation, encode_invocation
+from pelton.protocol.invocation import INVOCATION, INVOCATION_PREFIX, decode_invocation, encode_invocation
 from pelton.protocol.records import (
     DEAD_LETTER,
     LOG_RECORD,
@@ -44,7 +44,7 @@ SUBJECTS: Final[dict[str, Subject]] = {
 
 def is_invocation(data: bytes | None) -> bool:
     """Whether the first ten bytes are those of an invocation; all a relay looks at."""
-    return INVOCATION.knows(data)
+    return data is not None and (data.startswith(INVOCATION_PREFIX) or INVOCATION.knows(data))
 
 
 __all__ = [

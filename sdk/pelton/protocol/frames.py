@@ -74,14 +74,15 @@ class FrameReader:
         self._buffer = bytearray()
 
     def feed(self, data: bytes) -> Iterator[list[Any]]:
-        """Yields the records that are complete with these bytes.
+        """The records that are complete with these bytes.
 
         Raises:
-            ValueError: the peer sent something that is no frame.
+            ValueError: the peer sent something that is no frame; nothing more can be read from it.
         """
         buffer = self._buffer
         buffer += data
         start = 0
+        complete: list[list[Any]] = []
         while len(buffer) - start >= 4:
             length = int.from_bytes(buffer[start : start + 4], "little")
             if length > MAX_WRITE_BYTES:
@@ -89,8 +90,21 @@ class FrameReader:
             end = start + 4 + length
             if len(buffer) < end:
                 break
-            with memoryview(buffer) as view:
-                records = _decode(view[start + 4 : end])
+            complete += _read_records(bytes(buffer[start + 4 : end]))
             start = end
-            yield from records
         del buffer[:start]
+        return iter(complete)
+
+
+def _read_records(body: bytes) -> list[list[Any]]:
+    """The records of one write: arrays that start with a kind."""
+    try:
+        records = _decode(body)
+    except (msgspec.MsgspecError, RecursionError) as error:
+        raise ValueError(f"a frame that cannot be read: {error}") from error
+    if type(records) is not list:
+        raise ValueError(f"a frame that holds a {type(records).__name__} instead of records")
+    for record in records:
+        if type(record) is not list or not record or type(record[0]) is not int:
+            raise ValueError("a frame with a record that does not start with its kind")
+    return records

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Any, Final
 
 from pelton.core.call import CallId, Invocation, Origin
 from pelton.errors import RecordError
@@ -19,8 +19,37 @@ MAX_ANCESTRY: Final = 64
 _DEFAULTS: Final = bytes(10)
 """Version, attempts, deadline, parent, ancestry, three keys, origin and trace of a plain call."""
 
+_FUNCTION_AT: Final = PREFIX_BYTES + 16
+"""Where the first field after the call id starts."""
+
 _ORIGINS: Final = tuple(Origin)
 _SYMBOLS: Final = tuple(origin.name for origin in Origin)
+
+
+class _Draft:
+    """An invocation while it is read.
+
+    Setting the fields of a frozen dataclass costs more than reading them from bytes. A draft has the same
+    slots, and becomes an `Invocation` by changing its class.
+    """
+
+    __slots__ = Invocation.__slots__
+
+    def __init__(self, call_id: CallId, function: str, arguments: bytes, submitted_ms: int) -> None:
+        self.call_id = call_id
+        self.function = function
+        self.arguments = arguments
+        self.version = None
+        self.max_attempts = 0
+        self.deadline_ms = None
+        self.parent = None
+        self.ancestry = ()
+        self.ordering_key = None
+        self.idempotency_key = None
+        self.limit_key = None
+        self.origin = Origin.CALL
+        self.trace_parent = None
+        self.submitted_ms = submitted_ms
 
 
 def encode_invocation(invocation: Invocation) -> bytes:
@@ -62,7 +91,7 @@ def decode_invocation(data: bytes | None) -> Invocation:
     if data is None or not data.startswith(INVOCATION_PREFIX):
         return _from_values(INVOCATION.decode(check_marker("invocation", data)))
     try:
-        length, at = decode_long(data, PREFIX_BYTES + 16)
+        length, at = decode_long(data, _FUNCTION_AT)
         end = at + length
         if length < 0:
             raise RecordError(f"a function name of {length} bytes")
@@ -76,7 +105,10 @@ def decode_invocation(data: bytes | None) -> Invocation:
         if submitted_ms < 0:
             raise RecordError(f"a call submitted at {submitted_ms}")
         if data[at:] == _DEFAULTS:
-            return Invocation(data[10:26], function, arguments, submitted_ms=submitted_ms)
+            draft: Any = _Draft(data[PREFIX_BYTES:_FUNCTION_AT], function, arguments, submitted_ms)
+            draft.__class__ = Invocation
+            invocation: Invocation = draft
+            return invocation
         return _decode_options(data, at, function, arguments, submitted_ms)
     except IndexError:
         raise RecordError(f"the invocation is truncated at {len(data)} bytes") from None
@@ -175,7 +207,7 @@ def _decode_options(data: bytes, at: int, function: str, arguments: bytes, submi
     ):
         raise RecordError("the invocation has a negative version, number of attempts or deadline")
     return Invocation(
-        data[10:26],
+        data[PREFIX_BYTES:_FUNCTION_AT],
         function,
         arguments,
         version,

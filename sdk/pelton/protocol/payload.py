@@ -3,18 +3,29 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
-from functools import lru_cache, partial
-from typing import Any, Final
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import lru_cache
+from typing import Any, Final, NoReturn
 
 import msgspec
 from msgspec.msgpack import Ext
 
 from pelton.errors import PayloadCorrupt, PayloadTooLarge, UnsupportedType
-from pelton.protocol.arrays import array_bytes, lower_array, raise_array
+from pelton.protocol.arrays import ARRAYS, array_bytes, lower_array, raise_array
 from pelton.protocol.classes import Classes, take_apart
 from pelton.protocol.extensions import LOWER, RAISE, Extension, Refusal
 from pelton.protocol.record import Record
+
+__all__ = [
+    "MAX_DEPTH",
+    "MAX_PAYLOAD_BYTES",
+    "Record",
+    "decode",
+    "decode_arguments",
+    "decoder",
+    "encode",
+    "encode_arguments",
+]
 
 MAX_PAYLOAD_BYTES: Final = 512 * 1024
 """A payload above it would make records that brokers and executors choke on."""
@@ -36,17 +47,6 @@ _CARRIED: Final = (
     " time, timedelta, Decimal, UUID, dataclasses, Enums, and arrays of numpy and tables of pyarrow"
 )
 
-_FAILURES: Final = (
-    msgspec.MsgspecError,
-    ValueError,
-    TypeError,
-    ArithmeticError,
-    LookupError,
-    RecursionError,
-    MemoryError,
-)
-"""What putting bytes together can raise beside `PayloadCorrupt`."""
-
 
 def encode(value: Any, name: str = "value") -> bytes:
     """The payload of a value.
@@ -59,12 +59,18 @@ def encode(value: Any, name: str = "value") -> bytes:
         UnsupportedType: something in it does not travel; the message says where and why.
         PayloadTooLarge: the payload would be above 512 KiB.
     """
+    if type(value) is tuple and len(value) == 2 and type(value[0]) is tuple and type(value[1]) is dict:
+        data = _encode_plain_pair(*value)
+        if data is not None:
+            return data
     return _encode(value, lambda path: name + "".join(path))
 
 
 def encode_arguments(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bytes:
     """The payload of the arguments of a call: the pair (args, kwargs). Errors as in `encode`."""
-    return _encode((args, kwargs if type(kwargs) is dict else dict(kwargs)), _argument_place)
+    if type(kwargs) is not dict:
+        kwargs = dict(kwargs)
+    return _encode_plain_pair(args, kwargs) or _encode((args, kwargs), _argument_place)
 
 
 def decode(data: bytes, annotations: Any = None) -> Any:
@@ -156,6 +162,21 @@ def _encode(value: Any, place: Callable[[Sequence[str]], str]) -> bytes:
     if len(data) > MAX_PAYLOAD_BYTES:
         raise _too_large(len(data))
     return data
+
+
+def _encode_plain_pair(args: tuple[Any, ...], kwargs: dict[Any, Any]) -> bytes | None:
+    """The payload of arguments that MessagePack has itself, without a walk; None for all others."""
+    if not _PLAIN.issuperset(map(type, args)):
+        return None
+    if kwargs and not (
+        _JUST_TEXT.issuperset(map(type, kwargs)) and _PLAIN.issuperset(map(type, kwargs.values()))
+    ):
+        return None
+    try:
+        data = _pack(Ext(Extension.TUPLE, _pack((Ext(Extension.TUPLE, _pack(args)), kwargs))))
+    except (OverflowError, UnicodeEncodeError):
+        return None
+    return data if len(data) <= MAX_PAYLOAD_BYTES else None
 
 
 def _too_large(size: int) -> PayloadTooLarge:
@@ -297,18 +318,31 @@ _CONTAINERS: Final[dict[type, Callable[[Any, int, _Walk], Any]]] = {
 # --- bytes to values
 
 
+_CONTAINER_BYTES: Final = bytes(
+    (*range(0x80, 0xA0), *range(0xC7, 0xCA), *range(0xD4, 0xD9), *range(0xDC, 0xE0))
+)
+"""What maps, arrays and extensions start with: a payload with few such bytes cannot be deep."""
+
+_Decode = Callable[[bytes | memoryview], Any]
+
+
+def _refuse_depth(data: bytes | memoryview) -> NoReturn:
+    """Stands where one more extension would be too deep."""
+    raise PayloadCorrupt(f"the payload is more than {MAX_DEPTH} containers deep")
+
+
 class _Reader:
     """Puts values together; one for each set of annotations, used by any number of threads at once."""
 
-    __slots__ = ("_classes", "_decoders")
+    __slots__ = ("_classes", "_decode")
 
     def __init__(self, classes: Classes) -> None:
         self._classes = classes
-        # One for each depth of extensions: each knows how deep it is, so nothing is counted while decoding.
-        self._decoders = [
-            msgspec.msgpack.Decoder(ext_hook=partial(self._raise, depth + 1)).decode
-            for depth in range(MAX_DEPTH + 1)
-        ]
+        # One for each depth of extensions, the deepest first: nothing has to be counted while decoding.
+        decode: _Decode = _refuse_depth
+        for _ in range(MAX_DEPTH + 1):
+            decode = msgspec.msgpack.Decoder(ext_hook=self._hook(decode)).decode
+        self._decode = decode
 
     def read(self, data: bytes) -> Any:
         """The value of a payload."""
@@ -317,54 +351,53 @@ class _Reader:
                 f"a payload of {len(data):,} bytes, above the limit of {MAX_PAYLOAD_BYTES:,}"
             )
         try:
-            value = self._decoders[0](data)
+            value = self._decode(data)
         except PayloadCorrupt:
             raise
-        except _FAILURES as error:
+        except Exception as error:
+            # Whatever goes wrong while bytes become values, also in `__eq__` of a user's class,
+            # is the fault of the bytes.
             raise PayloadCorrupt(f"a payload that cannot be read: {type(error).__name__}: {error}") from error
-        if len(data) > MAX_DEPTH:  # fewer bytes cannot hold so many containers
+        if len(data) - len(data.translate(None, _CONTAINER_BYTES)) > MAX_DEPTH:
             _check_depth(value)
         return value
 
-    def _raise(self, depth: int, code: int, data: memoryview) -> Any:
-        """The value of an extension that lies inside `depth - 1` others."""
-        if code == Extension.TUPLE:
-            return tuple(self._items(depth, data))
-        plain = RAISE.get(code)
-        if plain is not None:
-            return plain(data)
-        if code == Extension.SET:
-            return set(self._items(depth, data))
-        if code == Extension.FROZENSET:
-            return frozenset(self._items(depth, data))
-        if code == Extension.PAIRS:
-            flat = self._items(depth, data)
-            return dict(zip(flat[::2], flat[1::2], strict=True))
-        if code == Extension.RECORD:
-            return self._record(self._items(depth, data))
-        if code in (
-            Extension.NUMPY_ARRAY,
-            Extension.NUMPY_SCALAR,
-            Extension.ARROW_TABLE,
-            Extension.ARROW_BATCH,
-        ):
-            return raise_array(code, data)
-        raise PayloadCorrupt(f"the payload has an extension of code {code}, which is unknown here")
+    def _hook(self, decode: _Decode) -> Callable[[int, memoryview], Any]:
+        """What a decoder calls for an extension; `decode` reads what lies inside."""
 
-    def _items(self, depth: int, data: memoryview) -> list[Any]:
-        """The array inside an extension."""
-        if depth > MAX_DEPTH:
-            raise PayloadCorrupt(f"the payload is more than {MAX_DEPTH} containers deep")
-        items = self._decoders[depth](data)
-        if type(items) is not list:
-            raise PayloadCorrupt("the payload has an extension that holds no array")
-        return items
+        def hook(code: int, data: memoryview) -> Any:
+            if code == Extension.TUPLE:
+                return tuple(_as_list(decode(data)))
+            plain = RAISE.get(code)
+            if plain is not None:
+                return plain(data)
+            if code == Extension.SET:
+                return set(_as_list(decode(data)))
+            if code == Extension.FROZENSET:
+                return frozenset(_as_list(decode(data)))
+            if code == Extension.PAIRS:
+                flat = _as_list(decode(data))
+                return dict(zip(flat[::2], flat[1::2], strict=True))
+            if code == Extension.RECORD:
+                return self._record(_as_list(decode(data)))
+            if code in ARRAYS:
+                return raise_array(code, data)
+            raise PayloadCorrupt(f"the payload has an extension of code {code}, which is unknown here")
+
+        return hook
 
     def _record(self, flat: list[Any]) -> Any:
         """A dataclass instance, an Enum member or a `Record`."""
         if len(flat) < 2 or not _JUST_TEXT.issuperset(map(type, (flat[0], flat[1], *flat[2::2]))):
             raise PayloadCorrupt("the payload has a record without names")
         return self._classes.build(flat[0], flat[1], dict(zip(flat[2::2], flat[3::2], strict=True)))
+
+
+def _as_list(items: Any) -> list[Any]:
+    """The array inside an extension."""
+    if type(items) is not list:
+        raise PayloadCorrupt("the payload has an extension that holds no array")
+    return items
 
 
 _BARE: Final = _Reader(Classes()).read
@@ -377,20 +410,26 @@ def _check_depth(value: Any) -> None:
         PayloadCorrupt: it is too deep.
     """
     level = [value]
-    for _ in range(MAX_DEPTH + 1):
-        inner: list[Any] = []
-        for item in level:
-            if isinstance(item, dict):
-                inner.extend(part for part in item if type(part) not in _PLAIN)
-                inner.extend(part for part in item.values() if type(part) not in _PLAIN)
-            elif isinstance(item, (list, tuple, set, frozenset)):
-                if not _PLAIN.issuperset(map(type, item)):
-                    inner.extend(part for part in item if type(part) not in _PLAIN)
-            elif type(item) is Record:
-                inner.extend(item.values())
-            elif dataclasses.is_dataclass(item):
-                inner.extend(getattr(item, field.name) for field in dataclasses.fields(item))
-        if not inner:
+    for _ in range(MAX_DEPTH):
+        level = [part for item in level for part in _parts(item) if type(part) not in _PLAIN]
+        if not level:
             return
-        level = inner
-    raise PayloadCorrupt(f"the payload is more than {MAX_DEPTH} containers deep")
+    if any(isinstance(item, _DEEPER) or dataclasses.is_dataclass(item) for item in level):
+        raise PayloadCorrupt(f"the payload is more than {MAX_DEPTH} containers deep")
+
+
+_DEEPER: Final = (list, tuple, dict, set, frozenset, Record)
+"""Containers, beside dataclasses."""
+
+
+def _parts(item: Any) -> Iterable[Any]:
+    """What lies directly inside a value."""
+    if isinstance(item, dict):
+        return (*item, *item.values())
+    if isinstance(item, (list, tuple, set, frozenset)):
+        return () if _PLAIN.issuperset(map(type, item)) else item
+    if type(item) is Record:
+        return item.values()
+    if dataclasses.is_dataclass(item):
+        return [getattr(item, field.name) for field in dataclasses.fields(item)]
+    return ()

@@ -102,16 +102,8 @@ class Keyring:
         Raises:
             SignatureError: anything else; the message says what is wrong.
         """
-        if data is None or data[: len(_MAGIC)] != _MAGIC or len(data) <= len(_MAGIC):
-            raise SignatureError(f"a {purpose} without a signature")
-        start = len(_MAGIC) + 1
-        end = start + data[start - 1]
-        body_at = end + _MAC_BYTES
-        if len(data) < body_at:
-            raise SignatureError(f"a {purpose} whose signature is truncated")
-        key = self._find(purpose, data[start:end].decode("ascii", "replace"))
-        body = data[body_at:]
-        self._compare(key, purpose, hashlib.sha256(body).digest(), data[end:body_at])
+        key_id, mac, body = _split(purpose, data)
+        self._compare(self._find(purpose, key_id), purpose, hashlib.sha256(body).digest(), mac)
         return body
 
     def sign_digest(self, purpose: str, digest: bytes) -> str:
@@ -224,6 +216,27 @@ class Keyring:
         return hmac.digest(key.secret, message, "sha256")
 
 
+def unverified_body(purpose: str, data: bytes | None) -> bytes:
+    """The body of something sealed, as it stands: for readers that hold no key and act on nothing in it.
+
+    Raises:
+        SignatureError: it is not sealed at all.
+    """
+    return _split(purpose, data)[2]
+
+
+def _split(purpose: str, data: bytes | None) -> tuple[str, bytes, bytes]:
+    """Key id, signature and body of something sealed."""
+    if data is None or data[: len(_MAGIC)] != _MAGIC or len(data) <= len(_MAGIC):
+        raise SignatureError(f"a {purpose} without a signature")
+    start = len(_MAGIC) + 1
+    end = start + data[start - 1]
+    body_at = end + _MAC_BYTES
+    if len(data) < body_at:
+        raise SignatureError(f"a {purpose} whose signature is truncated")
+    return data[start:end].decode("ascii", "replace"), data[end:body_at], data[body_at:]
+
+
 def _read_private(path: Path) -> bytes:
     """The content of a file that nobody else may read.
 
@@ -237,15 +250,21 @@ def _read_private(path: Path) -> bytes:
             f"the key file {path} cannot be read ({error.strerror}):"
             f" `pelton up` makes one, PELTON_KEY_FILE names one"
         ) from error
-    with os.fdopen(descriptor, "rb") as file:
-        status = os.fstat(descriptor)
-        if not stat.S_ISREG(status.st_mode):
-            raise SignatureError(f"the key file {path} is no plain file")
-        if status.st_mode & 0o077:
-            raise SignatureError(
-                f"others can read or write the key file {path} (mode {stat.S_IMODE(status.st_mode):04o});"
-                f" run: chmod 600 {path}"
-            )
-        if status.st_uid not in (0, os.geteuid()):
-            raise SignatureError(f"the key file {path} belongs to another user (uid {status.st_uid})")
-        return file.read(_MAX_FILE_BYTES)
+    try:
+        _check_private(path, os.fstat(descriptor))
+        return os.read(descriptor, _MAX_FILE_BYTES)
+    finally:
+        os.close(descriptor)
+
+
+def _check_private(path: Path, status: os.stat_result) -> None:
+    """Refuses what is no file of this user, or not for this user alone."""
+    if not stat.S_ISREG(status.st_mode):
+        raise SignatureError(f"the key file {path} is no plain file")
+    if status.st_mode & 0o077:
+        raise SignatureError(
+            f"others can read or write the key file {path} (mode {stat.S_IMODE(status.st_mode):04o});"
+            f" run: chmod 600 {path}"
+        )
+    if status.st_uid not in (0, os.geteuid()):
+        raise SignatureError(f"the key file {path} belongs to another user (uid {status.st_uid})")

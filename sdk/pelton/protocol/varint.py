@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Final
 
 from pelton.errors import RecordError
@@ -27,7 +28,27 @@ def _encode(number: int) -> bytes:
 SMALL: Final = 1024
 """Numbers below it are looked up."""
 
-_SMALL_LONGS: Final = tuple(_encode(number) for number in range(SMALL))
+SMALL_LONGS: Final = tuple(_encode(number) for number in range(SMALL))
+"""Numbers from 0 to `SMALL` - 1 as Avro `long`."""
+
+
+_FIRST_TIME: Final = 2**35
+_LAST_TIME: Final = 2**41 - 1
+"""Milliseconds since the epoch from 1971 to 2039 lie between them, and take six groups of seven bits each."""
+
+
+@lru_cache(maxsize=256)
+def _upper_bytes(number: int) -> bytes:
+    """The upper four groups of a time, the same for all times of about eight seconds."""
+    return bytes((number & 0x7F | 0x80, number >> 7 & 0x7F | 0x80, number >> 14 & 0x7F | 0x80, number >> 21))
+
+
+@lru_cache(maxsize=256)
+def _upper_number(groups: bytes) -> int:
+    """The upper four groups of a time, shifted into place; 0 when they are none."""
+    if len(groups) != 4 or groups[3] > 0x7F or min(groups[:3]) < 0x80:
+        return 0
+    return ((groups[0] & 0x7F) | (groups[1] & 0x7F) << 7 | (groups[2] & 0x7F) << 14 | groups[3] << 21) << 13
 
 
 def encode_long(number: int) -> bytes:
@@ -37,20 +58,9 @@ def encode_long(number: int) -> bytes:
         RecordError: it has more than 64 bits.
     """
     if 0 <= number < SMALL:
-        return _SMALL_LONGS[number]
-    if 0x3FFFFFFFF < number < 0x20000000000:
-        # Milliseconds since the epoch, from 1970-07 to 2039: six groups.
-        z = number << 1
-        return bytes(
-            (
-                z & 0x7F | 0x80,
-                z >> 7 & 0x7F | 0x80,
-                z >> 14 & 0x7F | 0x80,
-                z >> 21 & 0x7F | 0x80,
-                z >> 28 & 0x7F | 0x80,
-                z >> 35,
-            )
-        )
+        return SMALL_LONGS[number]
+    if _FIRST_TIME <= number <= _LAST_TIME:
+        return bytes((number << 1 & 0x7F | 0x80, number >> 6 & 0x7F | 0x80)) + _upper_bytes(number >> 13)
     if not MIN_LONG <= number <= MAX_LONG:
         raise RecordError(f"{number} does not fit 64 bits")
     return _encode(number)
@@ -71,6 +81,12 @@ def decode_long(data: bytes, at: int) -> tuple[int, int]:
     if byte < 0x80:
         return (byte >> 1) ^ -(byte & 1), at
     z = byte & 0x7F
+    byte = data[at]
+    if byte < 0x80:
+        z |= byte << 7
+        return (z >> 1) ^ -(z & 1), at + 1
+    if not z & 1 and (upper := _upper_number(data[at + 1 : at + 5])):
+        return upper | (byte & 0x7F) << 6 | z >> 1, at + 5
     shift = 7
     end = at + _MAX_VARINT_BYTES - 1
     while at < end:

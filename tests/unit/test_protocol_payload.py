@@ -1,0 +1,605 @@
+"""Payloads: exact types back, classes by annotation, and errors that say where the trouble is."""
+
+from __future__ import annotations
+
+import collections
+import copy
+import dataclasses
+import enum
+import math
+import pickle
+import subprocess
+import sys
+import typing
+from datetime import UTC, date, datetime, time, timedelta, timezone, tzinfo
+from decimal import Decimal
+from typing import Annotated, Any, NamedTuple, NewType
+from uuid import UUID
+from zoneinfo import ZoneInfo
+
+import msgspec
+import numpy as np
+import pyarrow as pa
+import pytest
+from msgspec.msgpack import Ext
+
+from pelton.errors import PayloadCorrupt, PayloadTooLarge, UnsupportedType
+from pelton.protocol import payload
+from pelton.protocol.payload import MAX_DEPTH, MAX_PAYLOAD_BYTES, Record
+
+
+class Colour(enum.Enum):
+    RED = 1
+    GREEN = "g"
+
+
+class Access(enum.Flag):
+    READ = 1
+    WRITE = 2
+
+
+class Level(enum.IntEnum):
+    LOW = 1
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Customer:
+    name: str
+    colour: Colour = Colour.RED
+
+
+@dataclasses.dataclass
+class Ticket:
+    text: str
+    customer: Customer | None = None
+    parts: dict[str, list[Ticket]] = dataclasses.field(default_factory=dict)
+    words: int = dataclasses.field(init=False, default=0)
+
+    def __post_init__(self) -> None:
+        self.words = len(self.text.split())
+        self.shouted = self.text.upper()
+
+
+@dataclasses.dataclass
+class Doubling:
+    amount: int
+
+    def __post_init__(self) -> None:
+        self.amount *= 2
+
+
+@dataclasses.dataclass
+class Seeded:
+    seed: dataclasses.InitVar[int]
+    value: int = 0
+
+    def __post_init__(self, seed: int) -> None:
+        self.value = seed
+
+
+@dataclasses.dataclass
+class Picky:
+    amount: int
+
+    def __post_init__(self) -> None:
+        if self.amount < 0:
+            raise RuntimeError("no debts")
+
+
+VALUES: list[Any] = [
+    None,
+    True,
+    False,
+    0,
+    -1,
+    2**63 - 1,
+    2**63,
+    2**64 - 1,
+    2**64,
+    -(2**63),
+    -(2**63) - 1,
+    2**5000,
+    -(2**5000),
+    0.0,
+    -0.0,
+    math.inf,
+    -math.inf,
+    math.nan,
+    5e-324,
+    "",
+    "äöü🦆\x00",
+    b"",
+    b"\x00\xff",
+    bytearray(b"x"),
+    [],
+    (),
+    set(),
+    frozenset(),
+    {},
+    [()],
+    ([],),
+    {1, "1", (1, frozenset({2}))},
+    frozenset({1.5, None}),
+    {1: 2, "1": 3, (1, 2): 4, None: 5, b"x": 6, 2.5: 7},
+    {True: "yes", 2: "two"},
+    {"z": 1, "a": 2, "m": 3},
+    datetime(2026, 3, 29, 2, 30, fold=1),
+    datetime(2026, 1, 1, 12, 0, 0, 1, UTC),
+    datetime(2026, 1, 1, tzinfo=timezone(timedelta(hours=5, minutes=30), "IST")),
+    datetime(2026, 1, 1, tzinfo=timezone(-timedelta(hours=3, microseconds=7))),
+    datetime(2026, 10, 25, 2, 30, fold=1, tzinfo=ZoneInfo("Europe/Berlin")),
+    datetime.min,
+    datetime.max,
+    date(2024, 2, 29),
+    time(23, 59, 59, 999_999, UTC, fold=1),
+    time(1, tzinfo=ZoneInfo("Asia/Tokyo")),
+    timedelta.min,
+    timedelta.max,
+    timedelta(microseconds=-1),
+    Decimal("1.10"),
+    Decimal("-0"),
+    Decimal("1E+999999"),
+    Decimal("NaN"),
+    Decimal("-sNaN123"),
+    Decimal("Infinity"),
+    UUID(int=0),
+    UUID(int=2**128 - 1),
+    complex(1, -0.0),
+]
+
+
+@pytest.mark.parametrize("value", VALUES, ids=lambda value: f"{type(value).__name__}-{str(value)[:20]}")
+def test_values_come_back_as_they_were(value: Any) -> None:
+    """Each value comes back with its exact type, sign, zone, fold, digits and order, also inside others."""
+    for again in (
+        payload.decode(payload.encode(value)),
+        payload.decode(payload.encode([value]))[0],
+        payload.decode(payload.encode({"x": (value,)}))["x"][0],
+    ):
+        assert type(again) is type(value)
+        assert repr(again) == repr(value)
+        if isinstance(value, dict):
+            assert [type(key) for key in again] == [type(key) for key in value]
+            assert list(again) == list(value)
+
+
+def test_zones_come_back_as_zones() -> None:
+    """A fixed offset stays a fixed offset with its name, a zone stays a zone."""
+    named, keyed = payload.decode(
+        payload.encode(
+            [
+                datetime(2026, 1, 1, tzinfo=timezone(timedelta(hours=1), "X")),
+                datetime(2026, 7, 1, tzinfo=ZoneInfo("Europe/Berlin")),
+            ]
+        )
+    )
+    assert type(named.tzinfo) is timezone
+    assert named.tzname() == "X"
+    assert keyed.tzinfo is ZoneInfo("Europe/Berlin")
+    assert keyed.utcoffset() == timedelta(hours=2)
+
+
+def test_equal_sets_give_equal_bytes() -> None:
+    """The order a set happens to have in one process does not show in its bytes."""
+    words = [f"word{number}" for number in range(50)]
+    forwards = set(words)
+    backwards: set[str] = set()
+    backwards.update(reversed(words))
+    assert payload.encode(forwards) == payload.encode(backwards)
+
+
+class _OddZone(tzinfo):
+    """A zone of neither kind that travels."""
+
+    def utcoffset(self, when: datetime | None) -> timedelta:
+        return timedelta(0)
+
+    def dst(self, when: datetime | None) -> timedelta:
+        return timedelta(0)
+
+    def tzname(self, when: datetime | None) -> str:
+        return "odd"
+
+
+class _Pair(NamedTuple):
+    left: int
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        object(),
+        lambda: None,
+        len,
+        int,
+        math,
+        iter([]),
+        range(3),
+        ...,
+        NotImplemented,
+        memoryview(b"x"),
+        ValueError("x"),
+        collections.OrderedDict(a=1),
+        collections.defaultdict(int),
+        collections.Counter("a"),
+        _Pair(1),
+        type("Text", (str,), {})("x"),
+        type("Number", (int,), {})(1),
+        datetime(2026, 1, 1, tzinfo=_OddZone()),
+        "\ud800",
+        np.array([object()]),
+        np.zeros(2, dtype=[("a", "i4")]),
+        np.ma.masked_array([1]),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_other_types_are_refused_where_they_are(value: Any) -> None:
+    """What would come back as something else does not travel; the message names type and place."""
+    with pytest.raises(UnsupportedType, match=r"^value\[1\]\['x'\]\[0\] ") as caught:
+        payload.encode([1, {"w": 1, "x": (value,)}])
+    assert isinstance(caught.value, TypeError)
+    with pytest.raises(UnsupportedType, match=r"^arguments\[0\]\['x'\] "):
+        payload.encode_arguments(({"x": value},), {})
+    with pytest.raises(UnsupportedType, match=r"^arguments\['key'\]\[0\] "):
+        payload.encode_arguments((), {"key": [value]})
+
+
+def test_refusals_inside_of_records_sets_and_keys_name_the_place() -> None:
+    """Fields, set items and dict keys are places as well."""
+    with pytest.raises(UnsupportedType, match=r"^value\.customer\.name "):
+        payload.encode(Ticket("a", Customer(object())))  # type: ignore[arg-type]
+    with pytest.raises(UnsupportedType, match=r"^value\{<object>\} "):
+        payload.encode({object()})
+    with pytest.raises(UnsupportedType, match=r"^value\[<object>\] "):
+        payload.encode({object(): 1})
+    with pytest.raises(UnsupportedType, match=r"^value\['.ud800'\] "):
+        payload.encode({"\ud800": 1})
+    with pytest.raises(UnsupportedType, match=r"^the result\[0\] "):
+        payload.encode([object()], "the result")
+
+
+def test_cycles_and_depth_are_refused() -> None:
+    """A value that contains itself, or is 101 containers deep, is an error and never a RecursionError."""
+    ring: list[Any] = []
+    ring.append(ring)
+    mapping: dict[str, Any] = {}
+    mapping["x"] = (mapping,)
+    ticket = Ticket("a")
+    ticket.parts["x"] = [ticket]
+    for cyclic in (ring, mapping, ticket):
+        with pytest.raises(UnsupportedType, match="more than 100 containers deep, or contains itself"):
+            payload.encode(cyclic)
+
+
+@pytest.mark.parametrize(
+    "wrap", [lambda x: [x], lambda x: (x,), lambda x: {"k": x}, lambda x: {1: x}, Customer]
+)
+def test_a_hundred_containers_travel_and_one_more_does_not(wrap: Any) -> None:
+    """The limit is the same for every kind of container, and for both directions."""
+    value: Any = 1
+    for _ in range(MAX_DEPTH):
+        value = wrap(value)
+    if wrap is not Customer:  # a Customer is two deep, with its colour
+        data = payload.encode(value)
+        assert payload.decode(data) == value
+    with pytest.raises(UnsupportedType, match="more than 100 containers deep"):
+        payload.encode(wrap(value))
+
+
+@pytest.mark.parametrize(
+    "level",
+    [
+        lambda inner: b"\x91" + inner,
+        lambda inner: b"\x81\x01" + inner,
+        lambda inner: msgspec.msgpack.encode(Ext(1, b"\x91" + inner)),
+        lambda inner: msgspec.msgpack.encode(Ext(3, b"\x91" + inner)),
+        lambda inner: msgspec.msgpack.encode(Ext(14, b"\x94\xa1m\xa1N\xa1f" + inner)),
+        lambda inner: b"\x91" + msgspec.msgpack.encode(Ext(1, b"\x91" + inner)),
+    ],
+)
+@pytest.mark.parametrize("depth", [101, 150, 900, 3000])
+def test_deep_bytes_are_corrupt(level: Any, depth: int) -> None:
+    """Nesting that no encoder writes is PayloadCorrupt at any depth, never a RecursionError or a crash."""
+    data = b"\x01"
+    for _ in range(depth):
+        data = level(data)
+    with pytest.raises(PayloadCorrupt):
+        payload.decode(data)
+
+
+def test_shared_parts_that_explode_end_at_the_limit() -> None:
+    """Sixty lists that each hold the one before twice are small in memory and endless on the wire."""
+    value: list[Any] = [1]
+    for _ in range(60):
+        value = [value, value]
+    with pytest.raises(PayloadTooLarge):
+        payload.encode(value)
+
+
+def test_large_values_are_refused_with_size_and_limit() -> None:
+    """512 KiB travel; a byte more does not, and the message says how much it was."""
+    text = "x" * (MAX_PAYLOAD_BYTES - 5)
+    assert payload.decode(payload.encode(text)) == text
+    with pytest.raises(PayloadTooLarge, match=r"takes 524,289 bytes, above the limit of 524,288 \(512 KiB\)"):
+        payload.encode(text + "x")
+    whole = "x" * MAX_PAYLOAD_BYTES
+    larger: list[Any] = [[whole], np.zeros(MAX_PAYLOAD_BYTES), ((whole,), {}), {"k": whole}]
+    for large in larger:
+        with pytest.raises(PayloadTooLarge):
+            payload.encode(large)
+    with pytest.raises(PayloadTooLarge):
+        payload.encode_arguments(("x" * MAX_PAYLOAD_BYTES,), {})
+    with pytest.raises(PayloadCorrupt, match="above the limit"):
+        payload.decode(b"\xc6" + (MAX_PAYLOAD_BYTES + 1).to_bytes(4, "big") + bytes(MAX_PAYLOAD_BYTES + 1))
+
+
+def test_arguments_have_one_shape() -> None:
+    """Arguments are a tuple and a dict of names; any other payload is no arguments."""
+    assert payload.decode_arguments(payload.encode_arguments((1, "a"), {"k": (1,)})) == (
+        (1, "a"),
+        {"k": (1,)},
+    )
+    assert payload.decode_arguments(payload.encode_arguments((), {})) == ((), {})
+    others: list[Any] = [None, (), ((), {}, 1), [(), {}], ([], {}), ((), []), ((), {1: 2})]
+    for other in others:
+        with pytest.raises(PayloadCorrupt, match="holds no arguments"):
+            payload.decode_arguments(payload.encode(other))
+
+
+@pytest.mark.parametrize(
+    "value", [Colour.RED, Colour.GREEN, Level.LOW, Access.READ | Access.WRITE, Access(0)]
+)
+def test_enum_members_come_back_by_annotation(value: enum.Enum) -> None:
+    """A member is the member itself again where the annotation reaches its class, and a Record elsewhere."""
+    data = payload.encode([value])
+    assert payload.decode(data, list[type(value)])[0] is value  # type: ignore[misc]
+    [record] = payload.decode(data)
+    assert type(record) is Record
+    assert (record.name, record.value) == (value.name, value.value)
+
+
+TICKET = Ticket("two words", Customer("Ada", Colour.GREEN), {"x": [Ticket("inner")]})
+
+
+@pytest.mark.parametrize(
+    "annotation",
+    [
+        Ticket,
+        Ticket | None,
+        list[Ticket],
+        dict[str, tuple[Ticket, ...]],
+        Annotated[Ticket, "note"],
+        Annotated[list[Ticket], []],
+        NewType("Alias", Ticket),
+        typing.TypeVar("Bound", bound=Ticket),
+        collections.abc.AsyncIterator[Ticket],
+        {"ticket": Ticket, "other": int},
+        {"a": int, "b": list[Ticket | None]},
+    ],
+    ids=str,
+)
+def test_dataclasses_come_back_by_annotation(annotation: Any) -> None:
+    """Classes an annotation reaches, also through fields of others, come back as themselves."""
+    again = payload.decode(payload.encode(TICKET), annotation)
+    assert again == TICKET
+    assert type(again.parts["x"][0]) is Ticket
+    assert again.shouted == "TWO WORDS"
+
+
+def test_dataclasses_out_of_reach_are_records() -> None:
+    """Without the annotation a dataclass is a frozen record of its fields: nothing is looked up by name."""
+    record = payload.decode(payload.encode(TICKET), {"other": Colour})
+    assert type(record) is Record
+    assert record.text == record["text"] == "two words"
+    assert record.customer.colour is Colour.GREEN
+    assert list(record) == ["text", "customer", "parts", "words"]
+    assert "Ticket" in repr(record)
+
+
+def test_a_record_travels_on_and_becomes_the_class_again() -> None:
+    """A process without the class relays the value, and the next one with it has it back."""
+    record = payload.decode(payload.encode([TICKET, Colour.RED]))
+    assert payload.decode(payload.encode(record), list[Ticket]) == [TICKET, Colour.RED]
+    assert payload.encode(record) == payload.encode([TICKET, Colour.RED])
+
+
+def test_fields_are_exactly_those_that_were_sent() -> None:
+    """`__post_init__` may derive what it likes, fields keep the values they had."""
+    doubled = Doubling(2)
+    assert doubled.amount == 4
+    assert payload.decode(payload.encode(doubled), Doubling) == doubled
+    seeded = Seeded(7)
+    assert payload.decode(payload.encode(seeded), Seeded) == seeded
+
+
+def test_a_class_with_other_fields_leaves_a_record() -> None:
+    """A sender with a newer class loses nothing: its fields are all there, by name."""
+    newer = dataclasses.make_dataclass("Customer", [("name", str), ("tier", int)])
+    newer.__qualname__ = "Customer"
+    record = payload.decode(payload.encode(newer("Ada", 3)), Customer)
+    assert type(record) is Record
+    assert (record.name, record.tier) == ("Ada", 3)
+    older = dataclasses.make_dataclass("Customer", [("name", str)])
+    older.__qualname__ = "Customer"
+    assert payload.decode(payload.encode(older("Ada")), Customer) == Customer("Ada")
+
+
+def test_a_class_that_refuses_its_fields_is_a_corrupt_payload() -> None:
+    """Whatever a user's class raises, the reader sees PayloadCorrupt with the reason."""
+    data = payload.encode(Picky(5)).replace(b"\xa6amount\x05", b"\xa6amount\xff")
+    with pytest.raises(PayloadCorrupt, match="Picky refused its fields: RuntimeError: no debts"):
+        payload.decode(data, Picky)
+
+
+def test_two_classes_of_one_name_are_told_apart_by_module() -> None:
+    """With several candidates the module decides, and without a match nobody guesses."""
+    mine, theirs, other = (
+        dataclasses.make_dataclass("Same", [("x", int)], namespace={"__module__": module})
+        for module in ("mine", "theirs", "other")
+    )
+    annotations = {"a": mine, "b": theirs}
+    assert type(payload.decode(payload.encode(mine(1)), annotations)) is mine
+    assert type(payload.decode(payload.encode(theirs(1)), annotations)) is theirs
+    assert type(payload.decode(payload.encode(other(1)), annotations)) is Record
+    assert type(payload.decode(payload.encode(other(1)), mine)) is mine
+
+
+def test_records_are_frozen_values() -> None:
+    """Records compare, hash, copy and pickle like values, and cannot be changed."""
+    record = payload.decode(payload.encode(Customer("Ada")))
+    same = payload.decode(payload.encode(Customer("Ada")))
+    assert record == same
+    assert hash(record) == hash(same)
+    assert record != payload.decode(payload.encode(Customer("Bob")))
+    assert copy.deepcopy(record) == record
+    assert pickle.loads(pickle.dumps(record)) == record
+    assert dict(record) == {"name": "Ada", "colour": record.colour}
+    with pytest.raises(AttributeError, match="frozen"):
+        record.name = "Bob"
+    with pytest.raises(AttributeError, match="frozen"):
+        del record.name
+    with pytest.raises(AttributeError, match="no field 'tier'"):
+        record.tier
+
+
+@pytest.mark.parametrize(
+    "array",
+    [
+        np.arange(6, dtype="<i4").reshape(2, 3),
+        np.arange(6.0).reshape(2, 3).T,
+        np.array([], dtype="f8"),
+        np.zeros((0, 3), dtype="u1"),
+        np.array(5, dtype="f4"),
+        np.array(["a", "äö"]),
+        np.array([b"a", b"bc"]),
+        np.array([True, False]),
+        np.array([1 + 2j]),
+        np.array(["2026-01-01", "NaT"], dtype="datetime64[ns]"),
+        np.array([1, 2], dtype=">i8"),
+        np.arange(10)[::2],
+    ],
+    ids=lambda array: f"{array.dtype}-{array.shape}",
+)
+def test_numpy_arrays_come_back(array: Any) -> None:
+    """Shape, dtype with byte order, and data survive, and the copy can be written to."""
+    [again] = payload.decode(payload.encode([array]))
+    assert type(again) is np.ndarray
+    assert (again.dtype, again.shape) == (array.dtype, array.shape)
+    assert again.tobytes() == array.tobytes()
+    assert again.flags.writeable
+
+
+@pytest.mark.parametrize(
+    "scalar",
+    [
+        np.float64(1.5),
+        np.float32("nan"),
+        np.int8(-1),
+        np.bool_(True),
+        np.str_("ä"),
+        np.datetime64("2026-01-01"),
+    ],
+)
+def test_numpy_scalars_come_back(scalar: Any) -> None:
+    """A scalar of numpy stays one, also where it is a subclass of float or str."""
+    again = payload.decode(payload.encode({"x": scalar}))["x"]
+    assert type(again) is type(scalar)
+    assert again.tobytes() == scalar.tobytes()
+
+
+def test_arrow_tables_and_batches_come_back() -> None:
+    """Schema with metadata and data survive, with no rows as well."""
+    table = pa.table({"a": [1, None, 3], "b": ["x", "y", None]}).replace_schema_metadata({"k": "v"})
+    batch = pa.record_batch({"a": [1.5, 2.5]})
+    again = payload.decode(payload.encode((table, batch, table.slice(0, 0), batch.slice(0, 0))))
+    assert again[0].equals(table, check_metadata=True)
+    assert type(again[1]) is pa.RecordBatch
+    assert again[1].equals(batch)
+    assert again[2].schema == table.schema
+    assert (again[2].num_rows, again[3].num_rows) == (0, 0)
+
+
+@pytest.mark.parametrize(
+    "extension",
+    [
+        Ext(15, msgspec.msgpack.encode(("|O", [1], b"12345678"))),
+        Ext(15, msgspec.msgpack.encode(("<i4", [2**40, 2**40], b""))),
+        Ext(15, msgspec.msgpack.encode(("<i4", [-1], b""))),
+        Ext(15, msgspec.msgpack.encode(("<i4", [3], b"1234"))),
+        Ext(15, msgspec.msgpack.encode(("<i4", [0] * 100, b""))),
+        Ext(15, msgspec.msgpack.encode(("f999999999", [0], b""))),
+        Ext(16, msgspec.msgpack.encode(("<i4", b""))),
+        Ext(17, b"nothing"),
+        Ext(17, b""),
+        Ext(18, b"\xff\xff\xff\xff\xff\xff\xff\x7f"),
+        Ext(8, msgspec.msgpack.encode((2026, 13, 1, 0, 0, 0, 0, 0, None))),
+        Ext(8, msgspec.msgpack.encode((2026, 1, 1, 0, 0, 0, 0, 0, "../../etc/passwd"))),
+        Ext(8, msgspec.msgpack.encode((2026, 1, 1, 0, 0, 0, 0, 0, "No/Where"))),
+        Ext(8, msgspec.msgpack.encode((2026, 1, 1, 0, 0, 0, 0, 0, (10**15, None)))),
+        Ext(11, msgspec.msgpack.encode((10**15, 0, 0))),
+        Ext(12, b"1e"),
+        Ext(12, b"\xff"),
+        Ext(13, b"123"),
+        Ext(2, b"\x91\x90"),
+        Ext(4, b"\x91\x01"),
+        Ext(1, b"\x01"),
+        Ext(14, b"\x91\xa1a"),
+        Ext(14, b"\x93\xa1a\xa1b\xa1c"),
+        Ext(14, b"\x94\xa1a\xa1b\x01\x02"),
+        Ext(99, b""),
+    ],
+    ids=lambda extension: f"{extension.code}-{bytes(extension.data)[:12].hex()}",
+)
+def test_odd_extensions_are_corrupt(extension: Ext) -> None:
+    """Each extension checks what it is given."""
+    with pytest.raises(PayloadCorrupt):
+        payload.decode(msgspec.msgpack.encode([extension]))
+
+
+@pytest.mark.parametrize(
+    "data", [b"", b"\xc1", b"\x01\x01", b"\x92\x01", b"\xa1\xff", b"\xdd\xff\xff\xff\xff"]
+)
+def test_bytes_that_are_no_payload_are_corrupt(data: bytes) -> None:
+    """Nothing, an unused opcode, trailing bytes, truncation, bad UTF-8 and huge counts are PayloadCorrupt."""
+    with pytest.raises(PayloadCorrupt):
+        payload.decode(data)
+
+
+def test_data_libraries_are_imported_only_for_their_data() -> None:
+    """Plain payloads never import numpy or pyarrow; an extension of theirs does, by a name in the code."""
+    array, table = payload.encode(np.zeros(2)), payload.encode(pa.table({"a": [1]}))
+    program = f"""
+import sys
+from pelton.protocol import payload
+payload.decode(payload.encode([1, (2,), {{3}}]))
+try:
+    payload.encode(object())
+except TypeError:
+    pass
+assert not {{"numpy", "pyarrow"}} & sys.modules.keys(), "imported for plain data"
+assert payload.decode({array!r}).sum() == 0
+assert "pyarrow" not in sys.modules
+assert payload.decode({table!r}).num_rows == 1
+"""
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=60)
+
+
+def test_a_missing_data_library_is_said_to_be_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Data of a library that is not installed here is PayloadCorrupt that names it."""
+    data = payload.encode(np.zeros(2))
+    monkeypatch.setitem(sys.modules, "numpy", None)
+    with pytest.raises(PayloadCorrupt, match="data of numpy, which is not installed here"):
+        payload.decode(data)
+
+
+def test_no_module_is_imported_by_a_name_in_the_data() -> None:
+    """A record that names a module of the standard library does not load it: data is not code."""
+    program = """
+import sys
+from pelton.protocol import payload
+from pelton.protocol.record import Record
+sys.modules.pop("this", None)
+value = payload.decode(payload.encode(Record("Thing", {"x": 1}, "this")), dict)
+assert value.x == 1 and "this" not in sys.modules
+"""
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=60)
