@@ -90,10 +90,11 @@ def test_embedded_terminate_is_graceful_first(children: list[subprocess.Popen[by
 
 
 def test_embedded_stopped_process_can_be_terminated(children: list[subprocess.Popen[bytes]]) -> None:
-    """A frozen process still ends by SIGTERM, since it is continued to see it."""
-    child = start(children, OBEDIENT)
+    """A frozen process still ends in its own way, since it is continued to see SIGTERM."""
+    handler = "import signal,sys; signal.signal(signal.SIGTERM, lambda *_: sys.exit(7)); "
+    child = start(children, handler + OBEDIENT)
     child.send_signal(signal.SIGSTOP)
-    assert process.terminate_child(child, 10.0) == -signal.SIGTERM
+    assert process.terminate_child(child, 10.0) == 7
 
 
 def test_embedded_zombie_counts_as_gone(children: list[subprocess.Popen[bytes]]) -> None:
@@ -165,16 +166,16 @@ def test_embedded_child_outlives_the_thread_that_asked_for_it(
     """A child that dies with its parent process does not die with the thread that called spawn."""
 
     def ask() -> None:
-        children.append(
-            process.spawn([sys.executable, "-c", OBEDIENT], stdout=subprocess.PIPE, die_with_parent=True)
-        )
+        child = process.spawn([sys.executable, "-c", OBEDIENT], stdout=subprocess.PIPE, die_with_parent=True)
+        children.append(child)
+        assert child.stdout is not None
+        # The child asks for the signal before it is the program that prints.
+        assert child.stdout.readline()
 
     thread = threading.Thread(target=ask)
     thread.start()
     thread.join()
     (child,) = children
-    assert child.stdout is not None
-    assert child.stdout.readline()
     assert process.wait_gone(identity_of(child), 0.2) is False
 
 

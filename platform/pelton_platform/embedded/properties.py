@@ -41,8 +41,9 @@ _DEFAULTS: Mapping[str, str] = {
     # A single consumer starts at once instead of waiting three seconds for others.
     "group.initial.rebalance.delay.ms": "0",
     "group.min.session.timeout.ms": "1000",
-    # After SIGKILL the controller takes the broker back only when its last session is over.
-    "broker.session.timeout.ms": "2000",
+    # After SIGKILL the controller takes the broker back only when its last session is over; a machine so busy
+    # that no heartbeat comes in this time makes the controller fence its own broker for a moment.
+    "broker.session.timeout.ms": "3000",
     "broker.heartbeat.interval.ms": "500",
     # Few internal partitions are made and loaded faster; groups and transactions share them by hash.
     "offsets.topic.num.partitions": "8",
