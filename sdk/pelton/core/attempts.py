@@ -311,10 +311,8 @@ class Attempts:
             run,
             ResultKind.OUTCOME,
             items,
-            failure=failure,
-            submitted_ms=run.submitted_ms,
-            attempts=run.attempt,
-            worker=self.settings.worker,
+            failure,
+            self.settings.worker,
         )
         run.then = self._finished_run
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 from pelton.core.call import CallId, Failure, InputHeaders, InputPartition, Result, ResultKind, Token
 from pelton.core.decisions import Action, Credit, InputRecord, SendDeadLetter, SendInput, SendResult
@@ -27,26 +26,43 @@ class Outbox:
     def __len__(self) -> int:
         return len(self._entries)
 
-    def result(self, run: Run, kind: ResultKind, items: tuple[bytes, ...] = (), **fields: Any) -> None:
+    def result(
+        self,
+        run: Run,
+        kind: ResultKind,
+        items: tuple[bytes, ...] = (),
+        failure: Failure | None = None,
+        worker: str = "",
+    ) -> None:
         """Sends one record of the run's call with the run's token."""
-        result = Result(run.key[0], run.token, kind, run.sequence, items, **fields)
+        ends = kind is ResultKind.OUTCOME
+        result = Result(
+            run.key[0],
+            run.token,
+            kind,
+            run.sequence,
+            items,
+            None,
+            failure,
+            run.submitted_ms if ends else 0,
+            run.attempt if ends else 0,
+            worker,
+        )
         run.wrote = True
-        self._append(run, Entry(SendResult(0, result), run, len(items) if kind is ResultKind.CHUNK else 0))
+        self._append(run, Entry(result, run, len(items) if kind is ResultKind.CHUNK else 0))
 
     def dead_letter(self, run: Run, reason: Failure) -> None:
         """Sends the dead letter of the run's call."""
         item = run.items[0]
         self._append(run, Entry(SendDeadLetter(0, item.own.partition, item.record, reason), run))
 
-    def apart(
-        self, action: SendResult | SendDeadLetter | SendInput, answer: Callable[[bool, int], None]
-    ) -> None:
+    def apart(self, action: Result | SendDeadLetter | SendInput, answer: Callable[[bool, int], None]) -> None:
         """Sends a record outside of a run's order; `answer(acknowledged, offset)`."""
         self._put(Entry(action, None, answer=answer))
 
     def moved(self, call_id: CallId, token: Token, target: str, answer: Callable[[bool, int], None]) -> None:
         """Sends `moved`: from now on the call's live record is elsewhere."""
-        self.apart(SendResult(0, Result(call_id, token, ResultKind.MOVED, moved_to=target)), answer)
+        self.apart(Result(call_id, token, ResultKind.MOVED, moved_to=target), answer)
 
     def copy(
         self,
@@ -112,7 +128,7 @@ class Outbox:
         entry.out = True
         self._entries[self._next_id] = entry
         action = entry.action
-        if type(action) is SendResult:
-            self._actions.append(SendResult(self._next_id, action.result))
+        if isinstance(action, Result):
+            self._actions.append(SendResult(self._next_id, action))
         else:
             self._actions.append(action._replace(send_id=self._next_id))

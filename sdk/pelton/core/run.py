@@ -7,10 +7,10 @@ from collections.abc import Callable
 from enum import IntEnum
 from typing import TYPE_CHECKING
 
-from pelton.core.call import CallId, InputPartition, Token
+from pelton.core.call import CallId, InputPartition, Result, Token
 
 if TYPE_CHECKING:
-    from pelton.core.decisions import InputRecord, SendDeadLetter, SendInput, SendResult
+    from pelton.core.decisions import InputRecord, SendDeadLetter, SendInput
     from pelton.core.ownership import Owned
 
 RunKey = tuple[CallId, int]
@@ -77,7 +77,7 @@ class Entry:
 
     def __init__(
         self,
-        action: SendResult | SendDeadLetter | SendInput,
+        action: Result | SendDeadLetter | SendInput,
         run: Run | None,
         chunks: int = 0,
         answer: Callable[[bool, int], None] | None = None,
