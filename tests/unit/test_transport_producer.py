@@ -66,7 +66,7 @@ class FakeClient:
         with self.wake:
             for offset in range(count):
                 callback = self.held.pop(0)
-                self.events.append(lambda c=callback, o=offset: c(error, Delivered(o)))
+                self.events.append(lambda c=callback, o=offset: c(error, Delivered(o)))  # type: ignore[misc]
             self.wake.notify()
 
     def fail_for_good(self) -> None:
@@ -103,7 +103,7 @@ class Bench:
 
     def report(self, *report: Any) -> None:
         with self.changed:
-            self.reports.append(report)  # type: ignore[arg-type]
+            self.reports.append(report)
             self.changed.notify_all()
 
     def send(self, value: bytes = b"v") -> None:

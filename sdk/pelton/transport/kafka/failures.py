@@ -6,7 +6,7 @@ from typing import Final
 
 from confluent_kafka import KafkaError, KafkaException
 
-from pelton.errors import AcceptanceUnknown, SubmitFailed, TransportError
+from pelton.errors import TransportError
 from pelton.transport.log import KafkaFailure
 
 # The broker, or the client before sending, looked at the record and refused it: it is not in the log.
@@ -67,16 +67,6 @@ def error_of(error: KafkaException) -> KafkaError:
 def failure_of(error: KafkaError) -> KafkaFailure:
     """A delivery report's error as a value."""
     return KafkaFailure(error.code(), error.name(), error.str(), error.code() in _CERTAIN)
-
-
-def submit_error(failure: KafkaFailure, topic: str) -> TransportError:
-    """The error that a call ends with when its record was not acknowledged."""
-    if failure.certain:
-        return SubmitFailed(f"Kafka refused the record for {topic}: {failure}")
-    return AcceptanceUnknown(
-        f"Kafka did not acknowledge the record for {topic}: {failure}; it may be in the log all the same. "
-        "Look with `attach` before submitting again."
-    )
 
 
 def transport_error(what: str, error: KafkaError, servers: str) -> TransportError:

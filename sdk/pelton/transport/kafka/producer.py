@@ -33,6 +33,9 @@ MESSAGE_TIMEOUT_MS: Final = 30_000
 _POLL_S: Final = 0.1
 _RECORD_OVERHEAD: Final = 128  # bytes a queued record costs beside its key, value and headers, roughly
 _SAMPLE_EVERY_NS: Final = 50_000_000
+_SLOW_SAMPLE_NS: Final = (
+    5_000_000  # says too little about the broker's clock: the next record is a sample, too
+)
 _PURGE_S: Final = 5.0
 _EXIT_FLUSH_S: Final = 10.0
 _LOGGER: Final = logging.getLogger("pelton.transport")
@@ -263,7 +266,10 @@ class RecordProducer:
         message: Any,
     ) -> None:
         if error is None and self._clock is not None:
-            self._clock.sample(sent_wall_ns, message.timestamp()[1], time.monotonic_ns() - sent_ns)
+            round_trip_ns = time.monotonic_ns() - sent_ns
+            self._clock.sample(sent_wall_ns, message.timestamp()[1], round_trip_ns)
+            if round_trip_ns > _SLOW_SAMPLE_NS:
+                self._next_sample_ns = 0
         self._reported(on_report, size, error, message)
 
     def _serve(self) -> None:

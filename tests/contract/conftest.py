@@ -1,0 +1,50 @@
+"""The transports that the contract suite holds to one contract."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+
+import pytest
+
+from support.embedded_broker import Broker, running_broker
+from support.transport_platforms import KafkaPlatform, MemoryPlatform, Platform
+
+
+@pytest.fixture(scope="session")
+def contract_broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Broker]:
+    """The broker of the Kafka side."""
+    with running_broker(tmp_path_factory.mktemp("kafka")) as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def memory_platform() -> Iterator[Platform]:
+    """One platform in memory for the session."""
+    made = MemoryPlatform()
+    yield made
+    made.close()
+
+
+@pytest.fixture(scope="session")
+def kafka_platform(contract_broker: Broker) -> Iterator[KafkaPlatform]:
+    """One platform on Kafka for the session."""
+    made = KafkaPlatform(contract_broker, "contract")
+    yield made
+    made.close()
+
+
+@pytest.fixture(params=["memory", pytest.param("kafka", marks=pytest.mark.integration)])
+def platform(request: pytest.FixtureRequest) -> Platform:
+    """Each platform in turn."""
+    made: Platform = request.getfixturevalue(f"{request.param}_platform")
+    return made
+
+
+_numbers = itertools.count()
+
+
+@pytest.fixture
+def function() -> str:
+    """A function name of the test's own."""
+    return f"f{next(_numbers)}"
