@@ -55,7 +55,7 @@ class Desk:
 
     def asked_for(self, kind: type[A]) -> list[A]:
         """Everything of one kind it asked for so far, oldest first; and forgets it."""
-        found = [action for action in self.asked if isinstance(action, kind)]
+        found: list[A] = [action for action in self.asked if isinstance(action, kind)]
         self.asked = [action for action in self.asked if not isinstance(action, kind)]
         return found
 
