@@ -2,17 +2,58 @@
 
 from __future__ import annotations
 
+import importlib
 import logging
 import os
 import sys
+from types import ModuleType
 from typing import IO, Any
-
-import structlog
-
-Logger = structlog.stdlib.BoundLogger
 
 LOG_FORMAT_VARIABLE = "PELTON_LOG_FORMAT"
 """`json` or `text`; services write JSON unless told."""
+
+_structlog: ModuleType | None = None
+
+
+class Logger:
+    """Writes events with fields: `log.info("instance-started", instance="a")`.
+
+    Before `set_up`, as in commands and in programs of users, only what is worth a warning is written, by the
+    standard library.
+    """
+
+    __slots__ = ("_name",)
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    def debug(self, event: str, **fields: Any) -> None:
+        """Write what only helps to find a fault."""
+        self._write(logging.DEBUG, event, fields)
+
+    def info(self, event: str, **fields: Any) -> None:
+        """Write what happened."""
+        self._write(logging.INFO, event, fields)
+
+    def warning(self, event: str, **fields: Any) -> None:
+        """Write what should not happen and does not stop anything."""
+        self._write(logging.WARNING, event, fields)
+
+    def error(self, event: str, **fields: Any) -> None:
+        """Write what somebody has to do something about."""
+        self._write(logging.ERROR, event, fields)
+
+    def exception(self, event: str, **fields: Any) -> None:
+        """Write the exception that is being handled, with its traceback."""
+        self._write(logging.ERROR, event, {**fields, "exc_info": True})
+
+    def _write(self, level: int, event: str, fields: dict[str, Any]) -> None:
+        if _structlog is not None:
+            _structlog.stdlib.get_logger(self._name).log(level, event, **fields)
+            return
+        exc_info = fields.pop("exc_info", False)
+        words = " ".join((event, *(f"{name}={value}" for name, value in fields.items())))
+        logging.getLogger(self._name).log(level, "%s", words, exc_info=exc_info)
 
 
 def set_up(
@@ -26,15 +67,17 @@ def set_up(
         stream: Where to; standard error by default.
         text: Lines for people instead of JSON; None asks `PELTON_LOG_FORMAT`.
     """
+    global _structlog
+    structlog: Any = _load_structlog()
     if text is None:
         text = os.environ.get(LOG_FORMAT_VARIABLE, "json") == "text"
 
-    def who(_logger: object, _method: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:
+    def who(_logger: object, _method: str, event: dict[str, Any]) -> dict[str, Any]:
         # A processor, not context variables: those are of one thread, and this is of the process.
         event.update(service=service, pid=os.getpid())
         return event
 
-    shared: list[structlog.typing.Processor] = [
+    shared = [
         structlog.contextvars.merge_contextvars,
         who,
         structlog.stdlib.add_log_level,
@@ -42,7 +85,7 @@ def set_up(
         structlog.processors.TimeStamper(fmt="iso", utc=True),
         structlog.processors.StackInfoRenderer(),
     ]
-    render: list[structlog.typing.Processor] = (
+    render = (
         [structlog.dev.ConsoleRenderer(colors=False)]
         if text
         else [structlog.processors.format_exc_info, structlog.processors.JSONRenderer()]
@@ -66,11 +109,12 @@ def set_up(
         wrapper_class=structlog.stdlib.BoundLogger,
         cache_logger_on_first_use=True,
     )
+    _structlog = structlog
 
 
 def get_logger(name: str) -> Logger:
-    """Return the logger of a module; `log.info("event", key=value)`."""
-    return structlog.stdlib.get_logger(name)
+    """Return the logger of a module."""
+    return Logger(name)
 
 
 def alarm(log: Logger, event: str, **fields: Any) -> None:
@@ -79,3 +123,18 @@ def alarm(log: Logger, event: str, **fields: Any) -> None:
     Alarms bear `alarm=true`, so that one filter finds them all.
     """
     log.error(event, alarm=True, **fields)
+
+
+def _load_structlog() -> ModuleType:
+    """Import structlog without the library by which it draws tracebacks.
+
+    That takes longer to load than everything else an instance needs, and no line of ours is drawn with it.
+    """
+    absent = "rich" not in sys.modules
+    if absent:
+        sys.modules["rich"] = None  # type: ignore[assignment]
+    try:
+        return importlib.import_module("structlog")
+    finally:
+        if absent:
+            del sys.modules["rich"]

@@ -56,6 +56,10 @@ def call(
         run = _run_stream if streams else _run_value
         try:
             run(function, positional, keywords, follower, as_json, timeout)
+        except TypeError as error:
+            # Arguments are held against the signature before anything is sent.
+            complain(f"{error}. Nothing was sent")
+            raise typer.Exit(EXIT_FAILED) from None
         finally:
             if follower is not None:
                 follower.finish()

@@ -8,12 +8,12 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pelton_platform.embedded import EmbeddedKafkaError
-from pelton_platform.embedded.detached import Status, down, status, up
+if TYPE_CHECKING:
+    from pelton_platform.embedded.detached import Status
 
 app = typer.Typer(
     name="kafka",
@@ -45,6 +45,8 @@ def up_command(
     as_json: Json = False,
 ) -> None:
     """Start a broker, fetching Apache Kafka on the first run; one that runs already is left alone."""
+    from pelton_platform.embedded.detached import up
+
     with _errors_told():
         _show(up(state_home(), port, data_dir=data_dir, temporary=temporary), as_json)
 
@@ -52,6 +54,8 @@ def up_command(
 @app.command("down")
 def down_command(as_json: Json = False) -> None:
     """Stop the broker; its records stay unless they were temporary."""
+    from pelton_platform.embedded.detached import down
+
     with _errors_told():
         _show(down(state_home()), as_json)
 
@@ -59,6 +63,8 @@ def down_command(as_json: Json = False) -> None:
 @app.command("status")
 def status_command(as_json: Json = False) -> None:
     """Say whether the broker runs, and where; exit code 1 if it does not."""
+    from pelton_platform.embedded.detached import status
+
     with _errors_told():
         found = status(state_home())
         _show(found, as_json)
@@ -68,6 +74,8 @@ def status_command(as_json: Json = False) -> None:
 
 @contextmanager
 def _errors_told() -> Iterator[None]:
+    from pelton_platform.embedded import EmbeddedKafkaError
+
     try:
         yield
     except EmbeddedKafkaError as error:

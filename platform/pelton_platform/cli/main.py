@@ -15,6 +15,8 @@ app = typer.Typer(
     help="Run Python functions on events, on Apache Kafka.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
+    # Drawn help would load a quarter of a second's worth of modules.
+    rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command("up")(lifecycle.up)

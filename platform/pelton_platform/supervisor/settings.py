@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from pelton_platform.settings import PeltonSettings
+if TYPE_CHECKING:
+    # A supervisor in the background is given its settings, and starts sooner without what reads them.
+    from pelton_platform.settings import PeltonSettings
 
 
 @dataclass(frozen=True, slots=True)
