@@ -10,6 +10,7 @@ from pelton.core.call import Failure
 from pelton.errors import RecordError
 from pelton.protocol.frames import FromExecutor
 from pelton.runtime.calling import Arguments, Outcome, Target, interrupted, read_arguments
+from pelton.runtime.failures import failure_of
 from pelton_platform.executor.capture import Capture
 from pelton_platform.executor.outbox import Outbox, Record
 from pelton_platform.executor.run import Run
@@ -64,9 +65,12 @@ class Desk:
         except RecordError as error:
             reason = str(error).encode("utf-8", "backslashreplace").decode()[:_MAX_REASON]
             self._end(run, [_POISON, run.run_id, reason])
-            return None
+        except BaseException as error:
+            # A signal handler of user code, an exception thrown in, no memory: the call must end.
+            self.finish(run, (None, failure_of(error, code="INTERNAL")), 0)
         finally:
             run.value = b""
+        return None
 
     def send_chunk(self, run: Run, chunk: bytes) -> None:
         """Sends a chunk for which the run has room."""

@@ -69,7 +69,10 @@ def _check_origin(module: ModuleType, bundle: Path) -> None:
 
 
 def _as_written(found: Any) -> Any:
-    """The function inside of Pelton's own wrapper; wrappers of others are part of what the user wrote."""
-    if type(found).__module__.partition(".")[0] == "pelton":
-        return getattr(found, "__wrapped__", found)
+    """The bare function inside of Pelton's own wrapper, also when other wrappers lie around that one."""
+    layer = found
+    while layer is not None:
+        if type(layer).__module__.partition(".")[0] == "pelton":
+            return getattr(layer, "__wrapped__", layer)
+        layer = getattr(layer, "__wrapped__", None)
     return found

@@ -28,6 +28,9 @@ _MAX_WRITE_BYTES: Final = 1024 * 1024
 # A flood of log lines leaves in writes of so many, so far apart: 50,000 lines a second, outcomes between.
 _LOGS_PER_WRITE: Final = 256
 _LOG_PAUSE_S: Final = 0.005
+# So many log lines in so many ns are written by their poster, each at once.
+_LOG_WRITES: Final = 20
+_LOG_WINDOW_NS: Final = 10_000_000
 _CHUNKS: Final = int(FromExecutor.CHUNKS)
 _OUTCOME: Final = int(FromExecutor.OUTCOME)
 
@@ -60,6 +63,8 @@ class Outbox:
         self._writing = threading.Lock()
         self._rest: memoryview | None = None
         self._last_write_ns = 0
+        self._log_window_ns = 0
+        self._log_writes = 0
         self._signalled = False
         self._wake = threading.Lock()
         self._wake.acquire()
@@ -105,9 +110,15 @@ class Outbox:
                 self._writing.release()
 
     def flush_logs(self) -> None:
-        """Writes waiting log records now if the channel was quiet, else leaves them to the writing thread."""
-        quiet = time.monotonic_ns() - self._last_write_ns >= QUIET_NS
-        if not quiet or not self._writing.acquire(blocking=False):
+        """Writes waiting log records now unless there were too many of late; else the writing thread does.
+
+        So the last lines before a crash have left, and a flood still shares its writes.
+        """
+        now = time.monotonic_ns()
+        if now - self._log_window_ns >= _LOG_WINDOW_NS:
+            self._log_window_ns, self._log_writes = now, 0
+        self._log_writes += 1
+        if self._log_writes > _LOG_WRITES or not self._writing.acquire(blocking=False):
             self.signal()
             return
         try:

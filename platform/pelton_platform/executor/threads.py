@@ -13,7 +13,7 @@ import threading
 from collections import deque
 from collections.abc import Iterable
 
-from pelton.runtime.calling import Arguments, Outcome, call, stream
+from pelton.runtime.calling import Arguments, Outcome, call, interrupted, stream
 from pelton.runtime.context import current_attempt
 from pelton.runtime.failures import failure_of
 from pelton_platform.executor.desk import Desk
@@ -172,8 +172,12 @@ class ThreadSlots:
         arguments = self._desk.read(run)
         if arguments is None:
             return
+        outcome: Outcome
         try:
-            outcome = self._context.copy().run(self._inside, run, arguments)
+            if run.interrupted:
+                outcome = None, interrupted()
+            else:
+                outcome = self._context.copy().run(self._inside, run, arguments)
         except BaseException as error:
             # An exception thrown into this thread from outside, after user code had returned.
             outcome = None, failure_of(error)

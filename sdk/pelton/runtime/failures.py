@@ -15,7 +15,6 @@ MAX_MESSAGE_BYTES: Final = 8 * 1024
 MAX_TRACEBACK_BYTES: Final = 16 * 1024
 """Longer tracebacks lose their middle; the last lines name the cause."""
 
-_MAX_FRAMES: Final = 200
 _CUT: Final = "\n... {} bytes left out ...\n"
 _HEAD_SHARE: Final = 4
 # Frames of these folders are Pelton's own: they say nothing about the user's mistake.
@@ -72,10 +71,8 @@ def _message(error: BaseException) -> str:
 
 def _traceback_text(error: BaseException, own: tuple[str, ...]) -> str:
     try:
-        # The limit counts from the innermost frames: a recursion without end has a thousand of them.
-        shown = traceback.TracebackException(
-            type(error), error, _without_own(error.__traceback__, own), limit=-_MAX_FRAMES, compact=True
-        )
+        trace = _without_own(error.__traceback__, own)
+        shown = traceback.TracebackException(type(error), error, trace, compact=True)
         return bounded("".join(shown.format()), MAX_TRACEBACK_BYTES)
     except BaseException as broken:
         return f"(no traceback: formatting it raised {type_name(broken)})"
