@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from importlib.resources import files
 from typing import Final
 
 SUBJECTS: Final = (
@@ -26,6 +25,8 @@ def versions(subject: str) -> dict[int, str]:
     Raises:
         KeyError: there is no such subject.
     """
+    from importlib.resources import files  # costs more than all other imports of the hot contracts together
+
     if subject not in SUBJECTS:
         raise KeyError(f"no contract {subject!r}; there are {', '.join(SUBJECTS)}")
     found = {}

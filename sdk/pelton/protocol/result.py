@@ -129,16 +129,11 @@ def decode_result(data: bytes | None) -> Result:
 def _decode_latest(data: bytes) -> Result:
     """Reads a result of the latest version."""
     owner = _usual_owner(data[_TOKEN_AT:_RUN_AT])
-    if owner is not None:
-        attempt, epoch, topic, partition = owner
-        at = _RUN_AT
-    else:
-        attempt, at = _read_count(data, _TOKEN_AT)
-        epoch, at = _read_count(data, at)
-        topic, at = _read_count(data, at)
-        partition, at = _read_count(data, at)
+    at = _RUN_AT
+    if owner is None:
+        owner, at = _read_owner(data)
     run, at = _read_count(data, at)
-    # Not a byte with 0x81 in it: a number from 0 to 63, read on the spot because calls would cost more.
+    # A byte without 0x81: a number from 0 to 63, read on the spot because calls would cost more.
     if data[at] & 0x81:
         kind, at = _read_count(data, at)
     else:
@@ -174,7 +169,7 @@ def _decode_latest(data: bytes) -> Result:
     worker, moved_to = _usual_tail(tail) if 0 < len(tail) <= _USUAL_TAIL_BYTES else _read_tail(tail)
     draft: Any = _Draft(
         data[PREFIX_BYTES:_TOKEN_AT],
-        tuple.__new__(Token, (attempt, epoch, topic, partition, run)),
+        tuple.__new__(Token, (*owner, run)),
         _KINDS[kind],
         first,
         items,
@@ -201,9 +196,22 @@ def _read_count(data: bytes, at: int) -> tuple[int, int]:
     return number, at
 
 
+_Owner = tuple[int, int, int, int]
+"""Attempt, epoch, topic and partition of a token."""
+
+
+def _read_owner(data: bytes) -> tuple[_Owner, int]:
+    """Reads the parts of a token before the run, of any length."""
+    attempt, at = _read_count(data, _TOKEN_AT)
+    epoch, at = _read_count(data, at)
+    topic, at = _read_count(data, at)
+    partition, at = _read_count(data, at)
+    return (attempt, epoch, topic, partition), at
+
+
 @lru_cache(maxsize=1024)
-def _usual_owner(head: bytes) -> tuple[int, int, int, int] | None:
-    """Attempt, epoch, topic and partition in their usual nine bytes, which hardly differ from call to call.
+def _usual_owner(head: bytes) -> _Owner | None:
+    """The parts of a token before the run in their usual nine bytes, which hardly differ from call to call.
 
     None when they take other lengths or are no such numbers; then they are read one by one.
     """
