@@ -16,7 +16,8 @@ from types import FrameType
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 from confluent_kafka import Producer
-from confluent_kafka.admin import AdminClient, NewTopic
+from confluent_kafka.admin import AdminClient
+from confluent_kafka.cimpl import NewTopic
 from faults import Kill, kill_executor, kill_instance
 from ledger import Database, Ledger, commits_and_ends, ended_calls
 from platform_run import DemoFailed, Platform

@@ -18,6 +18,8 @@ from database import Database
 from pelton.core.fold import Fold
 from pelton.protocol.codec import decode_result
 
+__all__ = ["Database", "Ledger", "commits_and_ends", "ended_calls"]
+
 
 class Ledger:
     """Reads the workers' database."""
