@@ -6,9 +6,11 @@ import subprocess
 import sys
 from typing import Any
 
+import msgspec
 import numpy as np
 import pyarrow as pa
 import pytest
+from msgspec.msgpack import Ext
 
 from pelton.errors import PayloadCorrupt
 from pelton.protocol import payload
@@ -69,6 +71,33 @@ def test_arrow_tables_and_batches_come_back() -> None:
     assert again[1].equals(batch)
     assert again[2].schema == table.schema
     assert (again[2].num_rows, again[3].num_rows) == (0, 0)
+
+
+@pytest.mark.parametrize("codec", ["zstd", "lz4"])
+@pytest.mark.parametrize("dictionary", [False, True])
+def test_compressed_tables_are_refused_before_they_are_unpacked(codec: str, dictionary: bool) -> None:
+    """A few KiB that would become many MiB are PayloadCorrupt, and nothing is made of them first."""
+    column = (
+        pa.array(["x" * 64 * 2**20]) if not dictionary else pa.array(["x" * 64 * 2**20]).dictionary_encode()
+    )
+    sink = pa.BufferOutputStream()
+    table = pa.table({"a": column})
+    with pa.ipc.new_stream(sink, table.schema, options=pa.ipc.IpcWriteOptions(compression=codec)) as writer:
+        writer.write_table(table)
+    stream = sink.getvalue().to_pybytes()
+    assert len(stream) < 400_000
+    data = msgspec.msgpack.encode(Ext(17, stream))
+    del table, column, sink
+    before = pa.total_allocated_bytes()
+    with pytest.raises(PayloadCorrupt, match="compressed buffers"):
+        payload.decode(data)
+    assert pa.total_allocated_bytes() - before < 2**20
+
+
+def test_tables_with_dictionaries_come_back() -> None:
+    """Dictionary columns have batches of their own in the stream, and are plain too."""
+    table = pa.table({"a": pa.array(["x", "y", "x"]).dictionary_encode()})
+    assert payload.decode(payload.encode(table)).equals(table)
 
 
 def test_data_libraries_are_imported_only_for_their_data() -> None:

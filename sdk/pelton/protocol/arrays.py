@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import re
+import struct
 import sys
 from typing import Any, Final
 
@@ -19,6 +20,10 @@ _read_scalar = msgspec.msgpack.Decoder(tuple[str, bytes]).decode
 
 _DTYPE: Final = re.compile(r"[<>|=]?[biufcSUmM][0-9]{1,9}(\[[0-9]{0,9}[A-Za-z]{1,7}(/[0-9]{1,9})?\])?")
 """Numbers, fixed texts and times; never objects or structures."""
+
+_UOFFSET: Final = struct.Struct("<I")
+_SOFFSET: Final = struct.Struct("<i")
+_VOFFSET: Final = struct.Struct("<H")
 
 ARRAYS: Final = frozenset(
     {Extension.NUMPY_ARRAY, Extension.NUMPY_SCALAR, Extension.ARROW_TABLE, Extension.ARROW_BATCH}
@@ -109,6 +114,40 @@ def _raise_numpy(numpy: Any, code: int, data: memoryview) -> Any:
     return array if code == Extension.NUMPY_ARRAY else array[()]
 
 
+def _refuse_compression(ipc: Any, buffer: Any) -> None:
+    """Refuses a stream with compressed buffers: we never write one, and a small one may hold gigabytes.
+
+    Raises:
+        PayloadCorrupt: a batch is compressed.
+    """
+    for message in ipc.MessageReader.open_stream(buffer):
+        if message.type not in ("record batch", "dictionary"):
+            continue
+        metadata = message.metadata.to_pybytes()
+        # Arrow's format: Message.header is field 2, DictionaryBatch.data 1, RecordBatch.compression 3.
+        batch = _table_field(metadata, _follow(metadata, 0), 2)
+        if batch and message.type == "dictionary":
+            batch = _table_field(metadata, _follow(metadata, batch), 1)
+        if not batch or _table_field(metadata, _follow(metadata, batch), 3):
+            raise PayloadCorrupt("an Arrow stream with compressed buffers: payloads carry plain ones")
+
+
+def _follow(data: bytes, at: int) -> int:
+    """Where a FlatBuffers offset at this place leads to."""
+    offset: int = _UOFFSET.unpack_from(data, at)[0]
+    return at + offset
+
+
+def _table_field(data: bytes, table: int, number: int) -> int:
+    """Where a field of a FlatBuffers table lies, 0 when it is absent."""
+    vtable = table - _SOFFSET.unpack_from(data, table)[0]
+    entry = 4 + 2 * number
+    if vtable < 0 or entry >= _VOFFSET.unpack_from(data, vtable)[0]:
+        return 0
+    offset: int = _VOFFSET.unpack_from(data, vtable + entry)[0]
+    return table + offset if offset else 0
+
+
 def _write_stream(arrow: Any, value: Any) -> bytes:
     """A table or batch as an IPC stream."""
     ipc = importlib.import_module("pyarrow.ipc")
@@ -123,7 +162,9 @@ def _raise_arrow(arrow: Any, code: int, data: memoryview) -> Any:
     """A table or batch; fully validated, since Arrow trusts offsets it reads."""
     ipc = importlib.import_module("pyarrow.ipc")
     try:
-        with ipc.open_stream(arrow.py_buffer(bytes(data))) as reader:
+        buffer = arrow.py_buffer(bytes(data))
+        _refuse_compression(ipc, buffer)
+        with ipc.open_stream(buffer) as reader:
             table = reader.read_all()
         table.validate(full=True)
         if code == Extension.ARROW_TABLE:
@@ -132,5 +173,5 @@ def _raise_arrow(arrow: Any, code: int, data: memoryview) -> Any:
         if len(batches) > 1:
             raise PayloadCorrupt("several record batches where one was written")
         return batches[0] if batches else arrow.RecordBatch.from_pylist([], schema=table.schema)
-    except (arrow.ArrowException, OSError, ValueError, TypeError, LookupError) as error:
+    except (arrow.ArrowException, OSError, ValueError, TypeError, LookupError, struct.error) as error:
         raise PayloadCorrupt(f"an Arrow stream that cannot be read: {error}") from error
