@@ -56,7 +56,7 @@ class Admin:
         lifetime.track(self)
 
     def create_topics(self, plans: Iterable[TopicPlan], timeout_s: float = TIMEOUT_S) -> list[str]:
-        """Creates the topics that do not exist yet, and waits until the cluster shows them all.
+        """Creates the topics that do not exist yet, and waits until all of them can be written and read.
 
         Returns:
             Names of those that were created now.
@@ -80,6 +80,8 @@ class Admin:
             if self._done(f"creating topic {name}", future, timeout_s, KafkaError.TOPIC_ALREADY_EXISTS)
         ]
         self._await_shown({plan.name: plan.partitions for plan in plans}, timeout_s)
+        # Leaders are named before their logs are there: an answered question about offsets proves the logs.
+        self.ends([(plan.name, number) for plan in plans for number in range(plan.partitions)], timeout_s)
         return created
 
     def delete_topics(self, names: Sequence[str], timeout_s: float = TIMEOUT_S) -> None:
@@ -139,13 +141,11 @@ class Admin:
 
         def ask() -> Any:
             futures = self._client.list_consumer_group_offsets([request], request_timeout=timeout_s)
-            return self._answer(f"asking for offsets of group {group}", futures[group], timeout_s)
+            what = f"asking for offsets of group {group}"
+            return self._sound_parts(what, self._answer(what, futures[group], timeout_s))
 
-        answer = self._ask_while_unsettled(ask, timeout_s)
         found: dict[Place, tuple[int, str]] = {}
-        for part in answer.topic_partitions:
-            if part.error is not None:
-                raise transport_error(f"asking for offsets of group {group}", part.error, self._servers)
+        for part in self._ask_while_unsettled(ask, timeout_s):
             if part.offset >= 0:
                 found[part.topic, part.partition] = (part.offset, part.metadata or "")
         return found
@@ -165,11 +165,10 @@ class Admin:
 
         def ask() -> Any:
             futures = self._client.alter_consumer_group_offsets([request], request_timeout=timeout_s)
-            return self._answer(f"committing for group {group}", futures[group], timeout_s)
+            what = f"committing for group {group}"
+            return self._sound_parts(what, self._answer(what, futures[group], timeout_s))
 
-        for part in self._ask_while_unsettled(ask, timeout_s).topic_partitions:
-            if part.error is not None:
-                raise transport_error(f"committing for group {group}", part.error, self._servers)
+        self._ask_while_unsettled(ask, timeout_s)
 
     def group_members(self, group: str, timeout_s: float = TIMEOUT_S) -> list[GroupMember]:
         """Members of a group; empty when there is no such group."""
@@ -259,6 +258,14 @@ class Admin:
                 if error_of(cause).code() not in UNSETTLED and not error_of(cause).retriable():
                     raise
             time.sleep(_ASK_AGAIN_S)
+
+    def _sound_parts(self, what: str, answer: Any) -> list[TopicPartition]:
+        """The partitions of an answer; an error of one of them is an error like any other, and may pass."""
+        parts: list[TopicPartition] = answer.topic_partitions
+        for part in parts:
+            if part.error is not None:
+                raise transport_error(what, part.error, self._servers) from KafkaException(part.error)
+        return parts
 
     def _answer(self, what: str, future: Future[Any], timeout_s: float) -> Any:
         try:
