@@ -112,7 +112,7 @@ def register(function: AnyFunction) -> None:
         DefinitionError: another function of this process has its name. One defined again replaces itself.
     """
     known = _known.get(function.name)
-    if known is not None and (known.module, known.qualname) != (function.module, function.qualname):
+    if known is not None and not _same(known, function):
         raise DefinitionError(
             f"two functions are named {function.name!r}: {known.module}.{known.qualname} and "
             f"{function.module}.{function.qualname}; give one another name=..."
@@ -121,6 +121,17 @@ def register(function: AnyFunction) -> None:
     if _active is not None:
         _active.functions = [entry for entry in _active.functions if entry.name != function.name]
         _active.functions.append(function)
+
+
+def _same(known: AnyFunction, function: AnyFunction) -> bool:
+    """Whether one is the other defined again: a cell run twice, or a script that is imported, too."""
+    if known.qualname != function.qualname:
+        return False
+    return known.module == function.module or _file(known) == _file(function)
+
+
+def _file(function: AnyFunction) -> str:
+    return str(function.fn.__code__.co_filename)
 
 
 def caller_frame(depth: int = 1) -> FrameType | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import types
 from collections.abc import AsyncIterator, Iterator
 from datetime import timedelta
 from typing import Any
@@ -243,10 +244,14 @@ def test_what_is_no_plain_function_is_refused(fn: Any, message: str) -> None:
 
 
 def test_two_functions_cannot_share_a_name() -> None:
-    """Within one process; the same function declared again replaces itself, as in a notebook."""
+    """Within one process; the same one again replaces itself: a cell run twice, a script that is imported."""
     first = function(name="shared-name")(classify)
     again = function(name="shared-name")(classify)
     assert first is not again
+    twin = types.FunctionType(classify.__code__, {"__name__": "__main__"}, "classify")
+    assert twin.__module__ == "__main__"
+    third: object = function(name="shared-name")(twin)
+    assert third is not again
     with pytest.raises(DefinitionError, match=r"two functions are named 'shared-name'.*another name="):
         function(name="shared-name")(count)
 

@@ -12,7 +12,7 @@ import pytest
 
 import pelton
 from pelton.client import session
-from pelton.errors import DefinitionError, PlatformNotRunning
+from pelton.errors import DefinitionError, PlatformNotRunning, UnsupportedOption
 from pelton.references import function_ref
 from support.callers import ScriptedTransport, spec_of
 
@@ -98,6 +98,16 @@ def test_a_refusal_holds_until_it_is_lifted() -> None:
     function_ref("f").submit(1)
     assert len(transport.sent) == 1
     session.close()
+
+
+def test_functions_cannot_call_functions() -> None:
+    """A process that runs user code says so, instead of looking for a platform."""
+    session.refuse_nested()
+    try:
+        with pytest.raises(UnsupportedOption, match=r"f\.local"):
+            function_ref("f")(1)
+    finally:
+        session.refuse(None)
 
 
 PROGRAM = """

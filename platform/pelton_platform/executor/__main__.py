@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 from typing import Final
 
+from pelton.client import session
 from pelton.core.spec import FunctionKind
 from pelton.protocol.frames import FromExecutor
 from pelton.runtime.calling import Target
@@ -64,6 +65,7 @@ def _load(hello: Hello, reader: Reader, outbox: Outbox, capture: Capture, channe
     if kind in (FunctionKind.ASYNC, FunctionKind.ASYNC_GENERATOR):
         loop = asyncio.new_event_loop()
         asyncio.set_event_loop(loop)
+    session.refuse_nested()
     try:
         function = load_function(Path(hello.bundle), hello.module, hello.qualname)
         target = Target.of(hello.function, kind, function)

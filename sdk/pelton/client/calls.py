@@ -52,17 +52,14 @@ class Acceptance:
     not accepted, and `AcceptanceUnknown` when it may be in the log all the same.
     """
 
-    __slots__ = ("_call", "_error", "_settled", "_waiters")
+    __slots__ = ("_call",)
 
     def __init__(self, call: Call) -> None:
         self._call = call
-        self._error: Exception | None = None
-        self._settled = False
-        self._waiters: list[Listener] = []
 
     def done(self) -> bool:
         """Whether it is known."""
-        return self._settled
+        return self._call.answered
 
     def result(self, timeout: float | None = None) -> None:
         """Returns when the call is accepted.
@@ -85,41 +82,27 @@ class Acceptance:
         Raises:
             TimeoutError: not known yet.
         """
-        if not self._settled:
+        call = self._call
+        if not call.answered:
             event = threading.Event()
-            self._listen(event.set)
+            call.at_answer(event.set)
             if not event.wait(timeout):
-                raise TimeoutError(f"call {self._call.text} was not acknowledged within {timeout:g} s")
-        if self._error is not None:
-            self._call.reader.seen(self._call)
-        return self._error
+                raise TimeoutError(f"call {call.text} was not acknowledged within {timeout:g} s")
+        if call.refusal is not None:
+            call.reader.seen(call)
+        return call.refusal
 
     def __await__(self) -> Generator[Future[None], None, None]:
         """Waits on the running loop."""
-        if not self._settled:
+        if not self._call.answered:
             import asyncio
 
             loop = asyncio.get_running_loop()
             waiter: Future[None] = loop.create_future()
             waker = waker_of(loop)
-            self._listen(lambda: waker.call(lambda: settle(waiter)))
+            self._call.at_answer(lambda: waker.call(lambda: settle(waiter)))
             yield from waiter
         self.result(0)
-
-    def settle(self, error: Exception | None) -> None:
-        """Takes the answer; the first one counts."""
-        if self._settled:
-            return
-        self._error = error
-        self._settled = True
-        for waiter in self._waiters:
-            waiter()
-
-    def _listen(self, listener: Listener) -> None:
-        # Added first, looked at second: an answer in between calls it twice, never not at all.
-        self._waiters.append(listener)
-        if self._settled:
-            listener()
 
 
 class Call:
@@ -132,7 +115,8 @@ class Call:
         function: name of the function.
         reader: the connection.
         fold: the records seen so far.
-        accepted: whether Kafka acknowledged it.
+        answered: whether Kafka answered to the record of the call.
+        refusal: why Kafka did not accept it, None when it did; set before `answered`.
         chunks: encoded chunks: all of them, or those not taken yet when `keeps` is false.
         keeps: whether chunks stay after they were taken.
         payload: the encoded value of a call that ended well.
@@ -143,10 +127,11 @@ class Call:
     """
 
     __slots__ = (
+        "_at_answer",
         "_at_end",
         "_listeners",
         "_received_bytes",
-        "accepted",
+        "answered",
         "chunks",
         "ended",
         "error",
@@ -157,6 +142,7 @@ class Call:
         "paused",
         "payload",
         "reader",
+        "refusal",
         "taken_bytes",
     )
 
@@ -165,7 +151,8 @@ class Call:
         self.function = function
         self.reader = reader
         self.fold = Fold()
-        self.accepted = Acceptance(self)
+        self.answered = False
+        self.refusal: Exception | None = None
         self.chunks: deque[bytes] | list[bytes] = [] if keeps else deque()
         self.keeps = keeps
         self.payload: bytes | None = None
@@ -174,6 +161,7 @@ class Call:
         self.paused = False
         self._listeners: tuple[Listener, ...] = ()
         self._at_end: tuple[Listener, ...] = ()
+        self._at_answer: tuple[Listener, ...] = ()
         self.taken_bytes = 0
         self._received_bytes = 0
 
@@ -234,7 +222,27 @@ class Call:
         if error is not None and not self.ended:
             self.reader.unseen(self, error)
             self.fail(error)
-        self.accepted.settle(error)
+        self.answer(error)
+
+    def answer(self, error: Exception | None) -> None:
+        """Whether the call is accepted is known now; the first answer counts."""
+        with _changing:
+            if self.answered:
+                return
+            self.refusal = error
+            self.answered = True
+            waiting, self._at_answer = self._at_answer, ()
+        for listener in waiting:
+            listener()
+
+    def at_answer(self, listener: Listener) -> None:
+        """Calls `listener` once, when it is known whether the call is accepted; at once when it is."""
+        with _changing:
+            answered = self.answered
+            if not answered:
+                self._at_answer += (listener,)
+        if answered:
+            listener()
 
     def fail(self, error: Exception) -> None:
         """Ends the call here, without an outcome record."""
@@ -247,7 +255,8 @@ class Call:
 
     def _finish(self, outcome: Result) -> None:
         # An outcome can only be read because the record of the call is in the log.
-        self.accepted.settle(None)
+        if not self.answered:
+            self.answer(None)
         if outcome.failure is not None:
             self._end(None, error_of(outcome.failure, self.text))
         else:
@@ -260,9 +269,12 @@ class Call:
             self.payload = payload
             self.error = error
             self.ended = True
+            # Dropped for good: a call and its future must not keep each other alive.
+            told = (*self._listeners, *self._at_end)
+            self._listeners = self._at_end = ()
         self.reader.ended(self)
-        for watcher in (*self._listeners, *self._at_end):
-            watcher()
+        for listener in told:
+            listener()
 
 
 def _after_fork() -> None:

@@ -157,7 +157,7 @@ class Connection:
         except BaseException:
             self.ended(call)
             raise
-        call.accepted.settle(None)
+        call.answer(None)
         return call
 
     def resume(self, call: Call) -> None:

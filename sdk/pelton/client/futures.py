@@ -58,7 +58,7 @@ class CallFuture(Future[R]):
 
         Wait with `future.accepted.result(timeout)` or `await future.accepted`.
         """
-        return self._call.accepted
+        return Acceptance(self._call)
 
     def result(self, timeout: float | None = None) -> R:
         """The value of the call; may be asked again and loses nothing, also after a timeout.

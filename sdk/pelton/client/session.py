@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from pelton.client.connection import CLOSE_SECONDS, Connection
+from pelton.errors import UnsupportedOption
 from pelton.transport.config import ConnectionConfig, find_context
 from pelton.transport.ports import Transport
 
@@ -128,6 +129,16 @@ def refuse(refusal: Refusal | None) -> Refusal | None:
     global _refusal
     previous, _refusal = _refusal, refusal
     return previous
+
+
+def refuse_nested() -> None:
+    """Refuses every use of the platform from here on: for processes that run user code."""
+    refuse(
+        lambda: UnsupportedOption(
+            "functions cannot call functions in this version: do the work here, e.g. with f.local(...), "
+            "or return what the caller needs for the next call"
+        )
+    )
 
 
 def _open(config: Callable[[], ConnectionConfig]) -> Connection:

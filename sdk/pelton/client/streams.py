@@ -42,7 +42,7 @@ class Stream(Generic[T_co]):
     @property
     def accepted(self) -> Acceptance:
         """Whether the call is accepted; as for `CallFuture`."""
-        return self._call.accepted
+        return Acceptance(self._call)
 
     def __iter__(self) -> Self:
         return self
