@@ -87,6 +87,7 @@ class ExecutorExit:
         broken: why user code could not be loaded, None when it was not that.
         peak_memory: bytes resident at most, 0 when not known.
         last_words: end of what it wrote to descriptor 2.
+        runs: ids of the runs it was sent and did not end.
     """
 
     executor_id: int
@@ -99,6 +100,7 @@ class ExecutorExit:
     broken: Failure | None
     peak_memory: int
     last_words: str
+    runs: frozenset[int]
 
 
 def executor_environment(given: Mapping[str, str], inherited: Mapping[str, str]) -> dict[str, str]:
@@ -170,7 +172,7 @@ class Channel:
 
 
 class Executor:
-    """One executor; all but `channel`, `asked` and `given` belong to the pool's reading thread."""
+    """One executor; all but `channel`, `asked`, `given`, `runs` belong to the pool's reading thread."""
 
     def __init__(self, executor_id: int, isolated: bool) -> None:
         ours, theirs = socket.socketpair()
@@ -192,7 +194,7 @@ class Executor:
         self.ready = False
         self.broken: Failure | None = None
         self.kill_reason = ""
-        self.ends_awaited: set[int] = set()
+        self.runs: set[int] = set()
         self.peak_memory = 0
 
     def exit(self, code: int) -> ExecutorExit:
@@ -208,6 +210,7 @@ class Executor:
             broken=self.broken,
             peak_memory=self.peak_memory,
             last_words=next((raw.last_words() for raw in self.raw.values() if raw.source == "stderr"), ""),
+            runs=frozenset(self.runs),
         )
 
     def _reason(self, code: int) -> str:

@@ -125,11 +125,17 @@ class ExecutorPool:
         return executor.id
 
     def send(self, executor_id: int, records: Sequence[Record]) -> bool:
-        """Sends records in one write; never blocks. False when the executor is gone or going."""
+        """Sends records in one write; never blocks.
+
+        Returns:
+            False when the executor is gone or going: none of the runs will end. They are named in its
+            `ExecutorExit`, unless that was told already.
+        """
         executor = self._executors.get(executor_id)
         if executor is None or not records:
             return False
         executor.given = True
+        executor.runs.update(record[1] for record in records if record[0] == ToExecutor.RUN)
         for data in writes(records):
             taken = executor.channel.post(data)
             if taken is None:
@@ -324,10 +330,6 @@ class ExecutorPool:
             # User code has the descriptor too and may write what it wants.
             self._kill(executor.id, f"it wrote rubbish to its channel: {error}", asked=False)
             records, data = [], b""
-        if executor.ends_awaited:
-            executor.ends_awaited.difference_update(
-                record[1] for record in records if record[0] != FromExecutor.CHUNKS
-            )
         if records:
             self._tell(self._on_records, executor.id, records)
         if not data:
@@ -342,6 +344,8 @@ class ExecutorPool:
         if kind in _OF_RUNS:
             if type(record[1]) is not int:
                 raise ValueError("a record without the id of a run")
+            if kind != FromExecutor.CHUNKS:
+                executor.runs.discard(record[1])
         elif kind == FromExecutor.READY:
             executor.ready = True
             self._after(_PROVEN_S, lambda: self._proven(executor))
@@ -391,13 +395,13 @@ class ExecutorPool:
 
     def _interrupt(self, executor_id: int, run_id: int, grace_s: float) -> None:
         executor = self._executors.get(executor_id)
-        if executor is None:
+        if executor is None or run_id not in executor.runs:
+            # It ended meanwhile.
             return
-        executor.ends_awaited.add(run_id)
         self.send(executor_id, [[int(ToExecutor.INTERRUPT), run_id]])
 
         def check() -> None:
-            if run_id in executor.ends_awaited:
+            if run_id in executor.runs:
                 self._kill(executor_id, "a call did not end when its time was up")
 
         self._after(grace_s, check)

@@ -13,7 +13,7 @@ from typing import Any, cast
 from pelton.core.call import Failure
 from pelton.runtime.failures import failure_of
 
-_OWN_FRAMES = (str(Path(__file__).parent) + os.sep, "<frozen importlib")
+_OWN_FRAMES = (str(Path(__file__).parent) + os.sep, str(importlib.__file__), "<frozen importlib")
 
 
 class LoadError(Exception):
