@@ -38,11 +38,12 @@ def create_topic(bootstrap_servers: str) -> None:
     admin.create_topics([NewTopic(TOPIC, PARTITIONS, 1)])[TOPIC].result(15)
 
 
-def produce(bootstrap_servers: str, tickets: list[Ticket], produced: dict[str, float], count: int) -> None:
-    """Sends the next tickets; `produced` gets the time of each acknowledged one."""
+def produce(bootstrap_servers: str, tickets: list[Ticket]) -> dict[str, float]:
+    """Sends the tickets; returns when each acknowledged one was sent."""
     producer = Producer({"bootstrap.servers": bootstrap_servers, "acks": "all", "enable.idempotence": True})
+    produced: dict[str, float] = {}
     failed: list[str] = []
-    for ticket in tickets[len(produced) : len(produced) + count]:
+    for ticket in tickets:
         at = time.time()
 
         def report(error: object, _message: object, ticket: Ticket = ticket, at: float = at) -> None:
@@ -56,6 +57,7 @@ def produce(bootstrap_servers: str, tickets: list[Ticket], produced: dict[str, f
         producer.poll(0)
     if producer.flush(30) or failed:
         raise DemoFailed(f"tickets could not be produced: {failed[:3]}")
+    return produced
 
 
 def watch(ledger: Ledger, until_count: int, produced: dict[str, float], deadline: float) -> None:
@@ -137,19 +139,15 @@ def pipeline(platform: Platform, tickets: list[Ticket], *, kill: bool, limit_s: 
     print(platform.run("deploy", str(TICKETS / "deploy_consumer.py")), end="")
     environment = platform.environment
     ledger = Ledger(Database(environment.get("DATABASE_URL"), environment["TICKETS_DATABASE"]))
-    produced: dict[str, float] = {}
-    kills: list[Kill] = []
-    third, deadline = len(tickets) // 3, time.monotonic() + limit_s
+    deadline = time.monotonic() + limit_s
     say(f"produce {len(tickets)} tickets" + (", and kill on the way" if kill else ""))
-    produce(servers, tickets, produced, third)
-    watch(ledger, third // 4, produced, deadline)
-    for strike in [kill_executor, kill_instance] if kill else []:
+    produced = produce(servers, tickets)
+    kills: list[Kill] = []
+    for number, strike in enumerate([kill_executor, kill_instance] if kill else []):
+        watch(ledger, len(tickets) * (1 + 3 * number) // 10, produced, deadline)
         done = strike(platform, ledger)
         kills.append(done)
         say(f"killed {done.what} {done.pid} with SIGKILL: {done.in_flight} calls were in flight in it")
-        produce(servers, tickets, produced, third)
-        watch(ledger, min(len(produced) - third // 2, len(tickets)), produced, deadline)
-    produce(servers, tickets, produced, len(tickets))
     watch(ledger, len(tickets), produced, deadline)
     commits = wait_for_commits(servers, deadline)
     namespace = platform.context()["namespace"]

@@ -57,7 +57,7 @@ class Platform:
 
     def workers(self) -> list[dict[str, Any]]:
         """Ready instances of the ticket workers."""
-        instances = self.json("ps")["instances"]
+        instances = self.json("ps")
         return [x for x in instances if x["container"] == "ticket-workers" and x["state"] == "ready"]
 
     def processes(self) -> list[psutil.Process]:
