@@ -70,11 +70,14 @@ class FakeClient:
             self.wake.notify()
 
     def fail_for_good(self) -> None:
-        """The client meets a fatal error: its error callback is told, further records are refused."""
+        """The client meets a fatal error: polling raises it, as the real one does; records are refused."""
         self.broken = True
-        error = KafkaError(KafkaError._FATAL, "out of order", True)
+
+        def fail() -> None:
+            raise KafkaException(KafkaError(KafkaError._FATAL, "out of order", True))
+
         with self.wake:
-            self.events.append(lambda: self.settings["error_cb"](error))
+            self.events.append(fail)
             self.wake.notify()
 
     def purge(self) -> None:

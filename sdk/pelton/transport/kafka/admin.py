@@ -23,6 +23,9 @@ from pelton.transport.log import Place
 TIMEOUT_S: Final = 15.0
 """How long an administrative request is tried."""
 
+CREATE_TIMEOUT_S: Final = 60.0
+"""How long creating topics may take: a small busy broker makes the logs of many partitions one by one."""
+
 _ASK_AGAIN_S: Final = 0.1
 Answer = TypeVar("Answer")
 
@@ -55,7 +58,7 @@ class Admin:
         self._client = AdminClient(connection_settings(config), logger=ClientLog())
         lifetime.track(self)
 
-    def create_topics(self, plans: Iterable[TopicPlan], timeout_s: float = TIMEOUT_S) -> list[str]:
+    def create_topics(self, plans: Iterable[TopicPlan], timeout_s: float = CREATE_TIMEOUT_S) -> list[str]:
         """Creates the topics that do not exist yet, and waits until all of them can be written and read.
 
         Returns:

@@ -274,7 +274,7 @@ class RecordProducer:
 
     def _serve(self) -> None:
         while not self._closed:
-            self._client.poll(_POLL_S)
+            self._poll(self._client, _POLL_S)
             self._settle()
             if self._fatal:
                 self._renew()
@@ -309,17 +309,34 @@ class RecordProducer:
             self._room.notify_all()
         self._end(broken)
         if self._on_fatal is not None:
-            self._on_fatal(reason)
+            try:
+                self._on_fatal(reason)
+            except Exception:
+                _LOGGER.exception("what a fatal error was told to failed")
 
     def _end(self, client: Any) -> None:
         """Reports all that a client still holds, then destroys it."""
         deadline = time.monotonic() + _PURGE_S
         while len(client) and time.monotonic() < deadline:
             client.purge()
-            client.poll(0.01)
+            self._poll(client, 0.01)
             self._settle()
         self._settle()
-        client.close()
+        try:
+            client.close()
+        except KafkaException as error:
+            _LOGGER.debug("a Kafka producer ended with an error: %s", error)
+
+    def _poll(self, client: Any, timeout_s: float) -> None:
+        """Serves reports; a fatal error comes as an exception of the poll that meets it."""
+        try:
+            client.poll(timeout_s)
+        except KafkaException as error:
+            met = error_of(error)
+            if client is self._client and (met.fatal() or met.code() == KafkaError._FATAL):
+                self._fatal = self._fatal or met.str()
+            else:
+                _LOGGER.debug("Kafka producer: %s", met)
 
     def _new_client(self) -> Any:
         return self._make_client({**self._settings, "error_cb": self._on_error}, logger=ClientLog())

@@ -29,6 +29,7 @@ _BATCH: Final = 500
 # consumer is done by its own thread between two polls, so this bounds how late it is done.
 _POLL_S: Final = 0.05
 _IDLE_S: Final = 0.5
+_METADATA_S: Final = 2.0
 _COMPLAIN_EVERY_S: Final = 30.0
 _LOGGER: Final = logging.getLogger("pelton.transport")
 
@@ -88,7 +89,7 @@ class PartitionReader:
             if again := self._followed.intersection(offsets):
                 raise ValueError(f"{sorted(again)} are followed already")
             self._followed.update(offsets)
-            self._wanted.append(lambda: self._consumer.incremental_assign(assigned))
+            self._wanted.append(lambda: self._assign(assigned))
             self._changed.notify_all()
 
     def unfollow(self, topic: str, partition: int) -> None:
@@ -177,6 +178,15 @@ class PartitionReader:
             except Exception:
                 _LOGGER.exception("records that arrived could not be handled")
         consumer.close()
+
+    def _assign(self, assigned: list[TopicPartition]) -> None:
+        """Makes the topics known before they are assigned: the client itself looks once a second."""
+        for topic in {part.topic for part in assigned}:
+            try:
+                self._consumer.list_topics(topic, timeout=_METADATA_S)
+            except KafkaException as error:
+                _LOGGER.debug("Kafka reader: %s", error)
+        self._consumer.incremental_assign(assigned)
 
     def _do_wanted(self) -> None:
         """Carries out what was asked; waits for something to follow when there is nothing."""
