@@ -213,6 +213,17 @@ def test_a_user_exception_reads_like_the_original(
     assert str(caught.value) == "ValueError: bad"
 
 
+def test_the_outcome_says_which_attempt_failed(transport: ScriptedTransport, classify: FunctionRef) -> None:
+    """When the failure itself does not know, the attempts of the outcome count."""
+    future = classify.async_call(1)
+    call_id = transport.last.call_id
+    transport.deliver(call_id, outcome(call_id, failure=Failure("E", "x", "remote line")))
+    error = future.exception(0)
+    assert isinstance(error, FunctionError)
+    assert error.attempt == 1
+    assert "attempt 1" in error.__notes__[0]
+
+
 def test_a_value_that_cannot_be_read_is_an_error_and_not_a_hang(
     transport: ScriptedTransport, classify: FunctionRef
 ) -> None:
@@ -428,10 +439,32 @@ def test_closing_ends_open_futures_and_counts_aloud(
     assert transport.closed_with == 2.5
     with pytest.raises(TransportError, match="the call goes on, and attach"):
         future.result(0)
-    assert (
-        f"1 call(s) were not acknowledged by Kafka within 2.5 s; they may or may not run: {future.call_id}"
-        in (capsys.readouterr().err)
-    )
+    said = capsys.readouterr().err
+    assert "1 call(s) were not acknowledged by Kafka within 2.5 s; they may or may not run" in said
+    assert said.rstrip().endswith(future.call_id)
+
+
+def test_sends_given_up_by_closing_are_told_once_with_their_ids(
+    transport: ScriptedTransport, classify: FunctionRef, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Closing gives up what waits; certain refusals are told apart from what nobody knows."""
+    ids = [classify.submit(n) for n in range(7)]
+    future = classify.async_call(8)
+    refused = classify.submit(9)
+
+    def close(timeout_s: float) -> int:
+        for call_id in list(transport.sent):
+            certain = call_id_text(call_id) == refused
+            transport.accept(call_id, SubmitFailed("too large") if certain else AcceptanceUnknown("purged"))
+        return 8
+
+    transport.close = close  # type: ignore[method-assign]
+    session.close()
+    unknown, known = capsys.readouterr().err.splitlines()
+    assert unknown.startswith("pelton: 8 call(s) were not acknowledged")
+    assert unknown.endswith(f"{', '.join(ids[:5])}, ...")
+    assert known == "pelton: 1 call(s) of 'classify' were not accepted by Kafka: too large"
+    assert isinstance(future.exception(0), AcceptanceUnknown)
 
 
 def test_a_refusal_nobody_looked_at_is_told_at_close(

@@ -258,7 +258,7 @@ class Call:
         if not self.answered:
             self.answer(None)
         if outcome.failure is not None:
-            self._end(None, error_of(outcome.failure, self.text))
+            self._end(None, error_of(outcome.failure, self.text, outcome.attempts))
         else:
             self._end(outcome.items[0] if outcome.items else None, None)
 

@@ -17,7 +17,7 @@ from pelton.client.readiness import not_found
 from pelton.client.waking import CallbackThread
 from pelton.core.call import CallId, Invocation, Result, call_id_text, call_time_ms, mint_call_id
 from pelton.core.spec import RESULTS_PARTITIONS, FunctionSpec
-from pelton.errors import CallExpired, CallNotFound, FunctionNotFound, TransportError
+from pelton.errors import AcceptanceUnknown, CallExpired, CallNotFound, FunctionNotFound, TransportError
 from pelton.transport.ports import AttachState, Directory, Transport
 
 CLOSE_SECONDS: Final = 10.0
@@ -217,14 +217,10 @@ class Connection:
             return 0
         self.closed = True
         self._patience.stop()
+        waiting = dict(self._unanswered)
         lost = self.transport.close(timeout_s)
+        self._tell_unknown(waiting, lost, timeout_s)
         self._tell_refused()
-        if lost:
-            ids = ", ".join(call_id_text(call_id) for call_id in list(self._unanswered)[:_SHOWN])
-            sys.stderr.write(
-                f"pelton: {lost} call(s) were not acknowledged by Kafka within {timeout_s:g} s; "
-                f"they may or may not run{': ' + ids if ids else ''}{', ...' if lost > _SHOWN else ''}\n"
-            )
         for call in [*self.calls.values(), *self._beside.values()]:
             call.fail(
                 TransportError(
@@ -268,6 +264,25 @@ class Connection:
         if state is AttachState.EXPIRED:
             raise CallExpired(
                 f"call {call.text} of {call.function!r} is older than the time results are kept"
+            )
+
+    def _tell_unknown(self, waiting: dict[CallId, str], lost: int, timeout_s: float) -> None:
+        """One line about the sends whose answer closing did not wait for."""
+        unknown = [
+            call_id
+            for call_id in waiting
+            if call_id in self._unanswered
+            or isinstance(self._refused.get(call_id, (None, None))[1], AcceptanceUnknown)
+        ]
+        for call_id in unknown:
+            self._refused.pop(call_id, None)
+        count = max(lost, len(unknown))
+        if count:
+            shown = [call_id_text(call_id) for call_id in unknown[:_SHOWN]]
+            more = ["..."] if count > len(shown) else []
+            sys.stderr.write(
+                f"pelton: {count} call(s) were not acknowledged by Kafka within {timeout_s:g} s; they may or "
+                f"may not run, and attaching to them tells: {', '.join(shown + more)}\n"
             )
 
     def _tell_refused(self) -> None:

@@ -18,29 +18,29 @@ _CLASSES: Final[dict[str, type[CallFailed]]] = {
 """By gRPC code; every other code means that user code raised."""
 
 
-def error_of(failure: Failure, call_id: str) -> CallFailed:
+def error_of(failure: Failure, call_id: str, attempts: int = 0) -> CallFailed:
     """The exception for a failure.
 
     Args:
         failure: the failure of the outcome.
         call_id: id of the call, UUID text.
+        attempts: attempts the call used; the one that failed when the failure does not say it.
 
     Returns:
         An exception with the remote traceback as a note: an uncaught one shows where user code failed.
     """
     kind = _CLASSES.get(failure.code, FunctionError)
+    attempt = failure.attempt or attempts
     error = kind(
         failure.message,
         code=failure.code,
         type=failure.type,
         traceback=failure.traceback,
         call_id=call_id,
-        attempt=failure.attempt,
+        attempt=attempt,
     )
     if failure.traceback:
-        error.add_note(
-            f"Remote traceback (call {call_id}, attempt {failure.attempt}):\n{failure.traceback.rstrip()}"
-        )
+        error.add_note(f"Remote traceback (call {call_id}, attempt {attempt}):\n{failure.traceback.rstrip()}")
     else:
-        error.add_note(f"Call {call_id}, attempt {failure.attempt}")
+        error.add_note(f"Call {call_id}, attempt {attempt}")
     return error
