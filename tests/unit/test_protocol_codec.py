@@ -20,9 +20,12 @@ from pelton.protocol.invocation import INVOCATION, INVOCATION_PREFIX, invocation
 from pelton.protocol.records import MAX_QUOTED_BYTES
 from pelton.protocol.result import RESULT, RESULT_PREFIX, result_values
 from pelton.protocol.topics import MAX_RECORD_BYTES
+from pelton.protocol.varint import decode_long, encode_long
+from support.golden_cases import GOLDEN
 
 ID = bytes(range(16))
 CALL = Invocation(ID, "f", b"arguments", submitted_ms=1_790_000_000_123)
+GOLDEN_BYTES: dict[str, str] = json.loads(GOLDEN.read_text())
 WHEN = 1_790_000_000_000
 FULL_CALL = Invocation(ID, "f", b"a", 3, 5, WHEN, ID, (ID, ID), "o", "i", "l", Origin.HTTP, "00-1", WHEN)
 FAILURE = Failure("builtins.ValueError", "no", "Traceback", "UNKNOWN", True, 2)
@@ -104,6 +107,33 @@ def test_bytes_after_a_result_are_refused() -> None:
     """A body ends where its schema says."""
     with pytest.raises(RecordError, match="1 bytes after its end"):
         codec.decode_result(codec.encode_result(OUTCOME) + b"\x00")
+
+
+@pytest.mark.parametrize("name", pelton_schemas.SUBJECTS)
+def test_bytes_after_any_record_are_refused(name: str) -> None:
+    """Every contract ends where its schema says, also those that fastavro reads."""
+    data = next(bytes.fromhex(text) for case, text in GOLDEN_BYTES.items() if case.startswith(f"{name}/"))
+    codec.SUBJECTS[name].decode(data)
+    with pytest.raises(RecordError, match="after its end"):
+        codec.SUBJECTS[name].decode(data + b"\x00")
+
+
+def test_numbers_of_more_than_64_bits_are_refused() -> None:
+    """The tenth group of a number has one bit left, and there is no eleventh."""
+    assert decode_long(b"\xff" * 9 + b"\x01", 0) == (-(2**63), 10)
+    for over in (b"\xff" * 9 + b"\x02", b"\x80" * 9 + b"\x7f", b"\x80" * 10 + b"\x00"):
+        with pytest.raises(RecordError, match="more than 64 bits"):
+            decode_long(over, 0)
+
+
+@pytest.mark.parametrize("kind", [len(ResultKind), 63, 64])
+def test_kinds_of_tomorrow_are_refused(kind: int) -> None:
+    """A result of a kind the schema does not have is a RecordError, by both ways to read."""
+    head = RESULT_PREFIX + ID + bytes((2, 2, 0, 0, 2))
+    data = head + encode_long(kind) + bytes(8)
+    for decode in (codec.decode_result, RESULT.decode):
+        with pytest.raises(RecordError, match=f"symbol {kind} of an enum"):
+            decode(data)
 
 
 def test_values_read_are_frozen_and_complete() -> None:
