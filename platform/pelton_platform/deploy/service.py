@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from pelton.core.scaling import Bounds, Load, Needs, desired, needed, remember
+from pelton.core.scaling import Bounds, Load, Need, Needs, desired, needed, remember
 from pelton.core.spec import ContainerSpec, FunctionSpec, InstanceStatus
 from pelton.errors import PeltonError, TransportError
 from pelton.protocol.signing import Keyring
@@ -111,6 +111,10 @@ class Deployer:
             settings.home, settings.config, settings.env, settings.drain_ms / 1000, settings.log_level
         )
         self._port: LocalDeployer = LocalDeployer(surroundings, self._keyring, on_end=self._note_end)
+        # Instances of a deployer before this one were needed until now, as far as anybody knows.
+        now_ms = int(time.monotonic() * 1000)
+        for state in self._port.observe():
+            self._needs[state.container] = (Need(now_ms, len(state.instances)),)
 
     def stop(self, *, at_once: bool = False) -> None:
         """Ask `run` to stop all instances and return; may be called from a signal handler."""
