@@ -11,6 +11,7 @@ import pytest
 
 from pelton.core.call import InputHeaders, InputPartition, InputTopic, Invocation
 from pelton.core.decisions import CommitOutcome, InputRecord
+from pelton.core.spec import RETRIES_PARTITIONS
 from pelton.protocol.codec import encode_invocation
 from pelton.protocol.headers import encode_input
 from pelton.protocol.topics import TopicPlan, Topics
@@ -47,7 +48,7 @@ class Member:
         self.errors: list[BaseException] = []
         self.lets_go = lets_go
         config = ConnectionConfig(broker.bootstrap_servers, namespace)
-        self.consumer = GroupConsumer(config, "f", Intake("f"), self)
+        self.consumer = GroupConsumer(config, "f", 4, Intake("f"), self)
 
     def assigned(self, partitions: Sequence[Assigned]) -> Mapping[InputPartition, int]:
         starts = {}
@@ -102,7 +103,7 @@ class Place:
         self.producer = RecordProducer(config)
         self.members: list[Member] = []
         self.failures: list[KafkaFailure] = []
-        names = [(self.topics.invocations("f"), 4), (self.topics.retries("f"), 2)]
+        names = [(self.topics.invocations("f"), 4), (self.topics.retries("f"), RETRIES_PARTITIONS)]
         self.admin.create_topics([TopicPlan(name, count, 1) for name, count in names])
 
     def join(self, *, lets_go: bool = True) -> Member:
@@ -169,12 +170,12 @@ def test_coordinator_group_starts_where_the_committed_offset_says_and_hands_on_i
     place.fill(40)
     first = place.join()
     wait_until(lambda: first.count == 40)
-    assert len(first.assignments) == 6
+    assert len(first.assignments) == 8
     assert first.assignments[calls(1)] == Assigned(calls(1), None, 0, 10)
     assert first.commit({calls(1): (7, "p1:somewhat"), calls(2): (10, "p1:more")}) is CommitOutcome.OK
     assert first.consumer.stop(20)
     second = place.join()
-    wait_until(lambda: len(second.assignments) == 6 and second.count == 23)
+    wait_until(lambda: len(second.assignments) == 8 and second.count == 23)
     assert second.assignments[calls(1)] == Assigned(calls(1), (7, "p1:somewhat"), 0, 10)
     assert [record.offset for record in second.taken[calls(1)]] == [7, 8, 9]
     assert calls(2) not in second.taken
@@ -205,22 +206,22 @@ def test_coordinator_group_commits_of_other_threads_are_carried_out_inside_a_rev
 def test_coordinator_group_a_revoke_that_is_never_released_ends_within_its_budget(place: Place) -> None:
     """Partitions that nobody lets go are taken as lost after the budget; the group is not held up longer."""
     first = place.join(lets_go=False)
-    wait_until(lambda: len(first.assignments) == 6)
+    wait_until(lambda: len(first.assignments) == 8)
     second = place.join()
     wait_until(lambda: bool(first.revokes))
     began = time.monotonic()
     wait_until(lambda: bool(first.losses), 10)
     assert 4.0 < time.monotonic() - began < 7.0
-    wait_until(lambda: len(second.assignments) == 3)
+    wait_until(lambda: len(second.assignments) == 4)
     first.lets_go = True
 
 
 def test_coordinator_group_refuses_commits_of_partitions_that_went(place: Place) -> None:
     """A commit for a partition that went meanwhile never reaches the broker, which would take it."""
     first = place.join()
-    wait_until(lambda: len(first.assignments) == 6)
+    wait_until(lambda: len(first.assignments) == 8)
     place.join()
-    wait_until(lambda: bool(first.revokes) and len(first.assignments) == 3)
+    wait_until(lambda: bool(first.revokes) and len(first.assignments) == 4)
     gone, kept = first.revokes[0][0], next(iter(first.assignments))
     assert first.commit({gone: (3, "p1:late")}) is CommitOutcome.LOST
     assert first.commit({gone: (3, "p1:late"), kept: (0, "p1:kept")}) is CommitOutcome.REFUSED
@@ -231,7 +232,7 @@ def test_coordinator_group_refuses_commits_of_partitions_that_went(place: Place)
 def test_coordinator_group_commits_in_the_order_of_the_requests(place: Place) -> None:
     """Of many commits asked for at once each gets its answer, and the last one stays."""
     first = place.join()
-    wait_until(lambda: len(first.assignments) == 6)
+    wait_until(lambda: len(first.assignments) == 8)
     answers: list[CommitOutcome] = []
     for number in range(50):
         first.consumer.commit({calls(0): (0, f"p1:{number}")}, answers.append)
@@ -246,13 +247,13 @@ def test_coordinator_group_pause_holds_over_an_assignment_and_resume_goes_on_wit
     """A paused partition stays paused when others come, and continues where it stood."""
     first = place.join()
     second = place.join()
-    wait_until(lambda: len(first.assignments) == 3 and len(second.assignments) == 3)
+    wait_until(lambda: len(first.assignments) == 4 and len(second.assignments) == 4)
     mine = next(partition for partition in first.assignments if partition.topic is InputTopic.INVOCATIONS)
     place.fill(5, mine.partition)
     wait_until(lambda: len(first.taken.get(mine, ())) == 5)
     first.consumer.pause(mine)
     assert second.consumer.stop(20)
-    wait_until(lambda: len(first.assignments) == 6)
+    wait_until(lambda: len(first.assignments) == 8)
     other = next(p for p in first.assignments if p.topic is InputTopic.INVOCATIONS and p != mine)
     place.fill(5, mine.partition)
     place.fill(5, other.partition)
@@ -312,7 +313,7 @@ def test_coordinator_group_a_cut_log_stops_the_partition_and_says_so(place: Plac
 def test_coordinator_group_says_nothing_to_the_client_from_other_threads(place: Place) -> None:
     """Every public method returns at once, also while a rebalance callback is waiting."""
     first = place.join(lets_go=False)
-    wait_until(lambda: len(first.assignments) == 6)
+    wait_until(lambda: len(first.assignments) == 8)
     place.join()
     wait_until(lambda: bool(first.revokes))
     kept = next(iter(first.assignments))
@@ -328,3 +329,23 @@ def test_coordinator_group_says_nothing_to_the_client_from_other_threads(place: 
     threading.Thread(target=ask).start()
     assert done.wait(0.5)
     first.lets_go = True
+
+
+def test_coordinator_group_shares_out_invocations_evenly_and_retries_with_them(place: Place) -> None:
+    """Each of four members owns one partition of the invocations, and the retries partition bound to it."""
+    members = [place.join() for _ in range(4)]
+    wait_until(lambda: [len(member.assignments) for member in members] == [2, 2, 2, 2], 40)
+    for member in members:
+        fresh, again = sorted(member.assignments)
+        assert (fresh.topic, again.topic) == (InputTopic.INVOCATIONS, InputTopic.RETRIES)
+        assert fresh.partition == again.partition
+    retry = InputPartition(InputTopic.RETRIES, 2)
+    (owner,) = [member for member in members if retry in member.assignments]
+    assert owner.commit({retry: (0, "p1:retry"), calls(2): (0, "p1:fresh")}) is CommitOutcome.OK
+    assert place.committed(retry) == (0, "p1:retry")
+    assert owner.consumer.stop(20)
+    rest = [member for member in members if member is not owner]
+    wait_until(lambda: sum(len(member.assignments) for member in rest) == 8, 40)
+    (owner,) = [member for member in rest if retry in member.assignments]
+    assert owner.assignments[retry].committed == (0, "p1:retry")
+    assert calls(2) in owner.assignments

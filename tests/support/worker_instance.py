@@ -287,6 +287,13 @@ class Platform:
         ]
         return decode_instance_status(found[-1]) if found and found[-1] is not None else None
 
+    def owners(self, function: str) -> list[str]:
+        """Members of the function's group that own partitions, when no rebalance is going on."""
+        members = self.admin.group_members(self.topics.group(function))
+        owned = [member for member in members if member.partitions]
+        whole = sum(len(member.partitions) for member in owned) == self.specs[function].partitions
+        return [member.member_id for member in owned] if whole else []
+
     # ---- calling and reading ----
 
     def send(

@@ -26,7 +26,7 @@ CALL = bytes(16)
 
 
 def test_coordinator_times_are_in_the_order_that_the_promises_rest_on() -> None:
-    """A queue dies before its session, a session before a lease, a lease before its expiry, all before proofs."""
+    """A queue dies before its session, that before a lease, that before its expiry, all before proofs."""
     assert list(times.IN_ORDER) == sorted(set(times.IN_ORDER))
     assert times.IN_ORDER == (4_000, 6_000, 8_000, 9_000, 10_000)
     assert times.HEARTBEAT_MS * 4 <= times.SESSION_TIMEOUT_MS
@@ -286,7 +286,7 @@ def test_coordinator_placement_gives_deadly_attempts_executors_of_their_own(
     placement.flush()
     assert pool.started == [False, True]
     assert pool.sent == {}
-    placement.became_ready(2)
+    assert placement.became_ready(2) == 5  # its time begins now
     placement.flush()
     assert pool.kinds(2) == [(ToExecutor.RUN, 5)]
     assert placement.holds(2, 5)
@@ -305,11 +305,11 @@ def test_coordinator_placement_replaces_the_shared_executor_and_names_its_runs(
         placement.place(attempt(run_id))
     placement.over(2)
     assert placement.exited(1) == [1, 3]
-    assert not placement.ready
+    before = placement.ready
     assert pool.started == [False, False]
     assert not placement.holds(1, 1)
     placement.became_ready(2)
-    assert placement.ready
+    assert (before, placement.ready) == (False, True)
     placement.close()
     assert placement.exited(2) == []
     assert pool.started == [False, False]

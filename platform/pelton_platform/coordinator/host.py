@@ -174,6 +174,7 @@ class FunctionHost:
         self._consumer = GroupConsumer(
             services.config,
             spec.name,
+            spec.partitions,
             Intake(spec.name),
             self,
             GroupSettings(
@@ -343,9 +344,12 @@ class FunctionHost:
 
     def _on_ready(self, executor_id: int, pid: int) -> None:
         with self._turn:
-            self._placement.became_ready(executor_id)
+            now = self._now_ms()
+            begun = self._placement.became_ready(executor_id)
+            if begun is not None:
+                self._engine.begun(now, begun)
             self._trouble.pop("load", None)
-            self._engine.capacity(self._now_ms(), self.slots if self._placement.ready else 0)
+            self._engine.capacity(now, self.slots if self._placement.ready else 0)
             self._carry_out()
 
     def _on_exit(self, end: ExecutorExit) -> None:

@@ -115,14 +115,16 @@ class Placement:
         if executor != self._shared and not runs:
             self._pool.stop(executor, ISOLATED_STOP_S)
 
-    def became_ready(self, executor_id: int) -> None:
-        """An executor has loaded user code."""
+    def became_ready(self, executor_id: int) -> int | None:
+        """An executor has loaded user code; returns the isolated run that begins with it."""
         if executor_id == self._shared:
             self.ready = True
-            return
+            return None
         start = self._waiting.pop(executor_id, None)
-        if start is not None:
-            self._write(executor_id, _run_record(start))
+        if start is None:
+            return None
+        self._write(executor_id, _run_record(start))
+        return start.run_id
 
     def exited(self, executor_id: int) -> list[int]:
         """An executor is gone; returns the runs that were in it, and starts what has to take its place."""

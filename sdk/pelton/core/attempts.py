@@ -133,10 +133,8 @@ class Attempts:
     def _start(self, run: Run) -> None:
         headers = run.items[0].record.headers
         run.state = RunState.RUNNING
-        run.began_ms = self._now
-        self._young.append((self._now, run))
-        if self.settings.timeout_ms:
-            self._timed.append((self._now, run))
+        if not run.isolated:
+            self._count_time(run)
         self._actions.append(
             Start(
                 run.id,
@@ -149,6 +147,19 @@ class Attempts:
                 headers.deadline_ms if headers is not None else 0,
             )
         )
+
+    def begun(self, now_ms: int, run_id: int) -> None:
+        """An isolated attempt reached its executor: its time counts from now, not from that one's start."""
+        self._now = now_ms
+        run = self._runs.get(run_id)
+        if run is not None and run.isolated and run.state is RunState.RUNNING:
+            self._count_time(run)
+
+    def _count_time(self, run: Run) -> None:
+        run.began_ms = self._now
+        self._young.append((self._now, run))
+        if self.settings.timeout_ms:
+            self._timed.append((self._now, run))
 
     def chunks(self, now_ms: int, run_id: int, items: Sequence[bytes]) -> None:
         """Chunks an attempt yielded, in order."""

@@ -109,7 +109,7 @@ class Run:
         expired: one of them expired; nothing is sent until all are reported.
         then: what to do when all are acknowledged.
         last_offset: offset of the last acknowledged record.
-        began_ms: when it was handed to an executor.
+        began_ms: when it reached its executor.
         delivery: delivery count told to user code.
         attempt: attempt told to user code.
     """

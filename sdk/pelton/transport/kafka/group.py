@@ -21,6 +21,7 @@ from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Topic
 
 from pelton.core.call import InputPartition, InputTopic
 from pelton.core.decisions import CommitOutcome, InputRecord
+from pelton.core.spec import RETRIES_PARTITIONS
 from pelton.errors import TransportError
 from pelton.protocol.topics import Topics
 from pelton.transport.config import ConnectionConfig
@@ -147,6 +148,7 @@ class GroupConsumer:
     Args:
         config: the connection.
         function: the function to serve.
+        partitions: partitions of its invocations topic.
         intake: reads its records.
         listener: decides; see `GroupListener`.
         settings: times and bounds.
@@ -160,11 +162,13 @@ class GroupConsumer:
         self,
         config: ConnectionConfig,
         function: str,
+        partitions: int,
         intake: Intake,
         listener: GroupListener,
         settings: GroupSettings = GroupSettings(),
     ) -> None:
         self.function = function
+        self._partition_count = partitions
         self._servers = config.bootstrap_servers
         self.busy = False
         self.polled_at = time.monotonic()
@@ -226,7 +230,7 @@ class GroupConsumer:
         try:
             consumer = self._client()
             consumer.subscribe(
-                list(self._inputs),
+                [self._names[InputTopic.INVOCATIONS]],
                 on_assign=self._on_assign,
                 on_revoke=self._on_revoke,
                 on_lost=self._on_lost,
@@ -308,6 +312,7 @@ class GroupConsumer:
         """Reads where the partitions stand, asks where to go on, and takes them from there."""
         if not positions:
             return
+        positions = self._with_companions(positions)
         found = self._read_offsets(consumer, positions)
         self._mine.update(assigned.partition for assigned in found)
         starts = self._listener.assigned(found)
@@ -352,6 +357,7 @@ class GroupConsumer:
 
     def _on_revoke(self, consumer: Consumer, positions: list[TopicPartition]) -> None:
         """Waits until the listener lets the partitions go, carrying out its commits meanwhile."""
+        positions = self._with_companions(positions)
         going = {self._partition(position.topic, position.partition) for position in positions}
         waited = going - self._dead
         self._released -= going
@@ -379,6 +385,7 @@ class GroupConsumer:
         consumer.incremental_unassign(positions)
 
     def _on_lost(self, consumer: Consumer, positions: list[TopicPartition]) -> None:
+        positions = self._with_companions(positions)
         gone = {self._partition(position.topic, position.partition) for position in positions}
         told = gone - self._dead
         self._give_up_in_flight()
@@ -388,6 +395,21 @@ class GroupConsumer:
             self._listener.lost(sorted(told))
         self._serve_requests()
         consumer.incremental_unassign(positions)
+
+    def _with_companions(self, positions: list[TopicPartition]) -> list[TopicPartition]:
+        """Partitions of the invocations topic that came or go, and those of the retries topic bound to them.
+
+        The group shares out the invocations topic alone; the owner of its partition `i` owns the partitions
+        `r` of the retries topic with `r mod count = i`. Shared out by the group too, they would count like
+        invocations do, and the cooperative assignor would leave instances with retries only: idle.
+        """
+        name = self._names[InputTopic.RETRIES]
+        companions = [
+            TopicPartition(name, number)
+            for position in positions
+            for number in range(position.partition, RETRIES_PARTITIONS, self._partition_count)
+        ]
+        return [*positions, *companions]
 
     def _forget(self, gone: set[InputPartition]) -> None:
         """Nothing is committed, paused or taken for these any more."""
