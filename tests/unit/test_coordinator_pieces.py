@@ -10,8 +10,19 @@ from typing import Any
 import pytest
 from confluent_kafka import KafkaError
 
-from pelton.core.call import Token
-from pelton.core.decisions import CommitOutcome, Credit, Interrupt, Start
+from pelton.core.attempts import EngineSettings
+from pelton.core.call import InputHeaders, InputPartition, InputTopic, Token
+from pelton.core.decisions import (
+    Commit,
+    CommitOutcome,
+    Credit,
+    InputRecord,
+    Interrupt,
+    SendResult,
+    Start,
+)
+from pelton.core.engine import Engine
+from pelton.core.offsets import initial_metadata
 from pelton.protocol.frames import FromExecutor, ToExecutor
 from pelton.transport.kafka.group import commit_outcome
 from pelton_platform.coordinator import times
@@ -216,6 +227,55 @@ def test_coordinator_failures_keep_all_that_an_executor_says() -> None:
     assert (failure.type, failure.message, failure.traceback) == ("builtins.ValueError", "m", "trace")
     assert (failure.code, failure.retriable) == ("UNKNOWN", True)
     assert failure_of(None) is None
+
+
+def test_coordinator_time_of_an_isolated_attempt_counts_from_its_begin() -> None:
+    """However long its executor takes to start, an isolated attempt gets its whole timeout, and no more."""
+    engine = Engine(EngineSettings(worker="w", timeout_ms=1000))
+    place = InputPartition(InputTopic.INVOCATIONS, 0)
+    assert engine.assigned(1_000, place, (0, initial_metadata()), 0, 2) == 0
+    engine.capacity(1_000, 2)
+    engine.records(
+        1_000,
+        place,
+        [
+            InputRecord(offset, InputHeaders(bytes([offset]) * 16, "f"), b"body", b"key")
+            for offset in range(2)
+        ],
+    )
+    started: list[Start] = []
+    now = 1_000
+
+    def turn() -> list[Interrupt]:
+        actions = engine.take()
+        while actions:
+            started.extend(action for action in actions if isinstance(action, Start))
+            if found := [action for action in actions if isinstance(action, Interrupt)]:
+                return found
+            for action in actions:
+                if isinstance(action, Commit):
+                    engine.committed(now, action.commit_id, CommitOutcome.OK)
+                elif isinstance(action, SendResult):
+                    engine.reported(now, action.send_id, True, 0)
+            actions = engine.take()
+        return []
+
+    assert turn() == []
+    assert len(started) == 2
+    engine.executor_died(now, [start.run_id for start in started], "gone")
+    assert turn() == []
+    again = started[2]
+    assert again.isolated
+    now = 60_000
+    engine.tick(now)
+    assert turn() == []
+    engine.begun(now, again.run_id)
+    now += 999
+    engine.tick(now)
+    assert turn() == []
+    now += 1
+    engine.tick(now)
+    assert [action.run_id for action in turn()] == [again.run_id]
 
 
 class FakePool:
