@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from pelton_platform import process
+from pelton_platform.coordinator import executors
 from support.executor_rig import Rig, executor_of, pool_of, wait_for_file
 
 WAITING = """
@@ -120,21 +121,25 @@ def test_an_executor_that_dies_is_told_once_with_its_cause(tmp_path: Path, how: 
         assert len(rig.exits) == 1
 
 
-def test_outcomes_before_a_death_are_delivered_before_it_is_told(tmp_path: Path) -> None:
-    """Everything that was written to the channel arrives, then the exit."""
+def test_outcomes_before_a_death_are_delivered_before_it_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Everything that was written to the channel arrives, then the exit, however slowly the pool reads."""
     source = """
-    import os, threading
-    meeting = threading.Barrier(2)
+    import os, time
     def run(i):
-        if i >= 100:
-            meeting.wait(10)
-            if i == 101: os._exit(1)
+        if i == 100:
+            time.sleep(0.2)
+            os._exit(1)
         return "x" * 1000
     """
-    with executor_of(tmp_path, source, slots=2) as rig:
-        first = [rig.begin(i) for i in range(100)]
-        rig.begin(100)
-        rig.begin(101)
+    monkeypatch.setattr(executors, "_READ_BYTES", 4096)
+    with executor_of(tmp_path, source) as rig:
+        identity = process.identify(rig.pid)
+        assert identity is not None
+        with rig.deaf():
+            first = [rig.begin(i) for i in range(101)][:100]
+            assert process.wait_gone(identity, 10.0)
         rig.wait_exit()
         assert all(run in rig.ended for run in first)
 
@@ -144,6 +149,10 @@ def test_what_an_executor_started_ends_with_it(tmp_path: Path) -> None:
     source = """
     import os, pathlib, subprocess, time
     def run(how):
+        if how == "die":
+            child = subprocess.Popen(["sleep", "1000"])
+            pathlib.Path("pid").write_text(str(child.pid))
+            os._exit(1)
         if how == "fork":
             if os.fork() == 0: return "the child"
             os.wait()
@@ -161,25 +170,34 @@ def test_what_an_executor_started_ends_with_it(tmp_path: Path) -> None:
         rig.pool.kill(rig.executor, "for the test")
         end = rig.wait_exit()
         assert "for the test" in end.reason
+        assert not [line for line in rig.lines("stderr") if "channel" in line]
+        rig.start()
+        rig.begin("die")
+        assert rig.wait_exit().code == 1
+        identities.append(process.identify(int((tmp_path / "bundle" / "pid").read_text())))
         for identity in identities:
-            assert identity is not None
-            assert process.wait_gone(identity, 10.0)
+            assert identity is None or process.wait_gone(identity, 10.0)
 
 
 def test_user_code_that_closes_the_channel_ends_its_executor(tmp_path: Path) -> None:
-    """All descriptors closed: the outcome cannot be told, so the executor ends."""
+    """All descriptors closed: the outcome cannot be told, and is not written into a socket of the user's."""
     source = """
-    import os
+    import os, pathlib, select, socket, threading
     def run():
         os.closerange(3, 256)
-        files = [os.open("mine", os.O_CREAT | os.O_RDWR) for _ in range(64)]
+        pairs = [socket.socketpair() for _ in range(32)]
+        ends = [end for pair in pairs for end in pair]
+        def watch():
+            if select.select(ends, [], [])[0]: pathlib.Path("leaked").touch()
+        threading.Thread(target=watch).start()
         return 1
     """
     with executor_of(tmp_path, source) as rig:
         rig.begin()
+        with pytest.raises(AssertionError):
+            wait_for_file(tmp_path / "bundle" / "leaked", seconds=1.0)
         end = rig.wait_exit()
-        assert not end.asked
-        assert (tmp_path / "bundle" / "mine").read_bytes() == b""
+        assert (end.code, end.asked) == (70, False)
 
 
 def test_an_executor_that_ends_its_channel_but_lives_on_is_killed(tmp_path: Path) -> None:
@@ -425,17 +443,17 @@ def test_executors_hold_no_keys_no_kafka_settings_and_no_foreign_descriptors(
 
 
 def test_an_executor_dies_with_its_parent(tmp_path: Path) -> None:
-    """SIGKILL of the coordinator ends its executors, idle or in an endless loop, within moments."""
+    """SIGKILL of the coordinator ends its executors at once, idle or in C code that holds the GIL."""
     program = f"""
 import sys, threading
 sys.path.insert(0, {str(Path(__file__).parents[1])!r})
 from pathlib import Path
 from support.executor_rig import executor_of
 source = '''
-import pathlib
-def run(loop):
+import ctypes, pathlib
+def run(busy):
     pathlib.Path("here").touch()
-    while loop: pass
+    if busy: ctypes.PyDLL(None).usleep(60_000_000)
 '''
 def main():
     with executor_of(Path({str(tmp_path)!r}), source) as rig:

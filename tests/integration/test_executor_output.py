@@ -50,6 +50,21 @@ def test_prints_and_log_records_bear_call_and_attempt(tmp_path: Path, kind: str)
         assert abs(with_text(rig, "out x")[8] - before) < 10_000
 
 
+def test_lines_bear_broker_time(tmp_path: Path) -> None:
+    """Executors that run and executors to come follow the clock that the coordinator tells."""
+    source = "import os\ndef run(text):\n    print(text)\n    os.write(1, f'raw {text}\\n'.encode())\n"
+    hour = 3_600_000
+    with executor_of(tmp_path, source) as rig:
+        for number in (1, 2):
+            rig.pool.set_clock(number * hour)
+            for text in (f"running {number}", f"started {number}"):
+                rig.call(text)
+                for line in (text, f"raw {text}"):
+                    offset = with_text(rig, line)[8] - time.time() * 1000
+                    assert abs(offset - number * hour) < hour / 10
+                rig.start()
+
+
 def test_lines_of_concurrent_calls_do_not_mix(tmp_path: Path) -> None:
     """Each call's line is put together on its own, in threads and in tasks."""
     threads = """

@@ -45,9 +45,9 @@ def new_call_id() -> CallId:
     return mint_call_id(int(time.time() * 1000), 3, os.urandom(8))
 
 
-def wait_for_file(path: Path) -> None:
+def wait_for_file(path: Path, seconds: float = PATIENCE_S) -> None:
     """Waits until user code made a file."""
-    deadline = time.monotonic() + PATIENCE_S
+    deadline = time.monotonic() + seconds
     while not path.exists():
         assert time.monotonic() < deadline, f"{path.name} did not appear in time"
         time.sleep(0.005)
