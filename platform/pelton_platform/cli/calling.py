@@ -31,7 +31,7 @@ def call(
         float | None, typer.Option(help="Seconds to wait for the result; then detach.")
     ] = None,
 ) -> None:
-    """Call a function and print its value; a stream is printed chunk by chunk.
+    """Call a function and print its value, or its chunks.
 
     With --json each chunk, and at last the outcome, is one JSON object on a line of its own.
     """

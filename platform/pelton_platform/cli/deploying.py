@@ -28,7 +28,11 @@ def deploy(
     ] = True,
     as_json: Json = False,
 ) -> None:
-    """Deploy the functions and containers that a file defines; one that did not change changes nothing."""
+    """Deploy the functions and containers of a file.
+
+    A file that has not changed changes nothing. The exit code is 1 when it is refused, and when a container
+    that should run does not.
+    """
     from pelton.transport.config import find_context, home_folder
     from pelton_platform.deploy.home import Home
     from pelton_platform.deploy.loading import load_definitions

@@ -22,8 +22,9 @@ def doctor(
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """Check this machine and the platform: Python, Java, jars, ports, disk, broker, clocks, orphans.
+    """Check this machine and the platform.
 
+    Python, Java, jars, home, disk, port, orphans, broker round trip, clocks.
     The exit code is 1 when a check fails.
     """
     from pelton_platform.settings import load_settings

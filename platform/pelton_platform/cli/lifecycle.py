@@ -28,9 +28,10 @@ def up(
     namespace: Annotated[str | None, typer.Option(help="Prefix of all topics and groups.")] = None,
     as_json: Json = False,
 ) -> None:
-    """Start the platform: Apache Kafka and the local deployer. Ctrl-C stops it.
+    """Start the platform: Apache Kafka and the local deployer.
 
-    When a platform runs from this home folder already, it is left alone and the exit code is 3.
+    Ctrl-C stops it. When a platform runs from this home folder already, it is left alone and the exit code
+    is 3.
     """
     from pelton_platform.settings import load_settings
     from pelton_platform.supervisor.settings import SupervisorSettings
@@ -92,7 +93,10 @@ def down(
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """Stop the platform of this home folder, and end whatever an earlier one left behind."""
+    """Stop the platform, and whatever an earlier one left behind.
+
+    State is kept: after the next `pelton up` what was deployed answers again.
+    """
     from pelton_platform.deploy.home import Home
     from pelton_platform.settings import load_settings
     from pelton_platform.supervisor import state as states

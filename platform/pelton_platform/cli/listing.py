@@ -19,7 +19,10 @@ GONE_AFTER_MS = 10_000
 
 
 def functions(as_json: Json = False) -> None:
-    """List the deployed functions, their containers, and how many calls of each have no end yet."""
+    """List the deployed functions.
+
+    With their containers, and how many calls of each have no end yet.
+    """
     from pelton.protocol.topics import Topics
     from pelton.transport.kafka.admin import Admin
     from pelton_platform.deploy.backlog import Backlog
@@ -66,7 +69,10 @@ def functions(as_json: Json = False) -> None:
 
 
 def ps(as_json: Json = False) -> None:
-    """List instances: their state, what they run, the pids of their executors, and why they fail."""
+    """List instances, and why they fail.
+
+    With what they run, and the pids of their executors.
+    """
     with open_registry() as (_, registry):
         _, containers, statuses = registry.snapshot()
     now_ms = time.time_ns() // 1_000_000

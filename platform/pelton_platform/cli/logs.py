@@ -33,7 +33,10 @@ def logs(
     tail: Annotated[int, typer.Option(min=0, help="Most lines of the past to print.")] = 200,
     as_json: Json = False,
 ) -> None:
-    """Print the output of a function, a container or a call. Lines are kept for a day."""
+    """Print the output of a function, container or call.
+
+    Lines are kept for a day.
+    """
     from pelton.transport.config import find_context
 
     match = _DURATION.fullmatch(since)
