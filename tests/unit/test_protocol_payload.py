@@ -116,7 +116,10 @@ def test_values_come_back_as_they_were(value: Any) -> None:
         payload.decode(payload.encode({"x": (value,)}))["x"][0],
     ):
         assert type(again) is type(value)
-        assert repr(again) == repr(value)
+        if isinstance(value, (set, frozenset)):  # equal sets may be shown in different orders
+            assert sorted(map(repr, again)) == sorted(map(repr, value))
+        else:
+            assert repr(again) == repr(value)
         if isinstance(value, dict):
             assert [type(key) for key in again] == [type(key) for key in value]
             assert list(again) == list(value)
