@@ -1,0 +1,179 @@
+"""The measurements of Pelton itself, each through the public API against a running platform."""
+
+from __future__ import annotations
+
+import os
+import signal
+import statistics
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import Future
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+import pelton
+from benchmarks.platform_home import PlatformHome
+
+
+def sequential(name: str, calls: int, value: str) -> list[float]:
+    """Round trips of calls in ms, one after the other."""
+    function = pelton.function_ref(name)
+    for _ in range(50):
+        function(value)
+    taken = []
+    for _ in range(calls):
+        began = time.perf_counter()
+        function(value)
+        taken.append((time.perf_counter() - began) * 1e3)
+    return taken
+
+
+def closed_loop(name: str, calls: int, in_flight: int, value: str) -> float:
+    """Calls with results per second, so many in flight."""
+    function = pelton.function_ref(name)
+    room = threading.Semaphore(in_flight)
+    done = threading.Event()
+    left = calls
+    failed: list[BaseException] = []
+
+    def ended(future: Future[Any]) -> None:
+        nonlocal left
+        error = future.exception()
+        if error is not None:
+            failed.append(error)
+        room.release()
+        left -= 1
+        if not left:
+            done.set()
+
+    began = time.perf_counter()
+    for _ in range(calls):
+        room.acquire()
+        function.async_call(value).add_done_callback(ended)
+    if not done.wait(180):
+        raise TimeoutError(f"{left} of {calls} calls did not end")
+    took = time.perf_counter() - began
+    if failed:
+        raise failed[0]
+    return calls / took
+
+
+def drain(name: str, calls: int, value: str, unfinished: Callable[[str], int]) -> float:
+    """Calls per second from the first submit until none is left, nobody waiting for results."""
+    function = pelton.function_ref(name)
+    began = time.perf_counter()
+    for _ in range(calls):
+        function.submit(value)
+    while unfinished(name):
+        time.sleep(0.02)
+    return calls / (time.perf_counter() - began)
+
+
+def first_chunks(streams: int) -> list[float]:
+    """Time to the first chunk of a stream, in ms."""
+    function = pelton.function_ref("bench-count")
+    taken = []
+    for number in range(streams + 20):
+        began = time.perf_counter()
+        stream = function(2)
+        next(stream)
+        if number >= 20:
+            taken.append((time.perf_counter() - began) * 1e3)
+        for _ in stream:
+            continue
+    return taken
+
+
+def chunk_rate(chunks: int) -> float:
+    """Chunks per second of one stream."""
+    function = pelton.function_ref("bench-count")
+    began = time.perf_counter()
+    got = sum(1 for _ in function(chunks))
+    if got != chunks:
+        raise AssertionError(f"{got} of {chunks} chunks came")
+    return chunks / (time.perf_counter() - began)
+
+
+def backlog_memory(home: PlatformHome, waiting: int) -> float:
+    """Resident memory in MB of a coordinator with so many waiting calls."""
+    function = pelton.function_ref("bench-held")
+    function("")
+    gate = home.folder / "gate"
+    gate.touch()
+    for _ in range(waiting):
+        function.submit(str(gate))
+    pelton.close()
+    pelton.connect()
+    (instance,) = home.instances("bench-backlog")
+    time.sleep(5)  # what was sent is taken in by now
+    memory: float = psutil.Process(instance["pid"]).memory_info().rss / 1e6
+    gate.unlink()
+    return memory
+
+
+def takeover(home: PlatformHome, kills: int) -> list[float]:
+    """Seconds from the kill of an instance until each of its calls runs again."""
+    notes = home.folder / "takeover.txt"
+    function = pelton.function_ref("bench-slow")
+    taken: list[float] = []
+    for number in range(kills):
+        notes.write_text("")
+        home.wait_for_instances("bench-takeover", 2)
+        # Half of the slots stay free, so that nothing but the takeover is waited for.
+        calls = [function.async_call(str(notes), number * 100 + call) for call in range(8)]
+        wait_for(lambda count=len(calls): len(_starts(notes)) >= count, 60)  # type: ignore[misc]
+        victim = max(home.instances("bench-takeover"), key=lambda instance: instance["running"])
+        mine = {call for call, pid, _ in _starts(notes) if pid in victim["executors"]}
+        killed = time.time()
+        os.kill(victim["pid"], signal.SIGKILL)
+        wait_for(lambda mine=mine, killed=killed: mine <= _again(notes, killed), 60)  # type: ignore[misc]
+        first: dict[int, float] = {}
+        for call, _, at in _starts(notes):
+            if at > killed and call in mine:
+                first.setdefault(call, at)
+        taken.extend(at - killed for at in first.values())
+        pelton.gather(*calls, timeout=120)
+    return taken
+
+
+def _starts(notes: Path) -> list[tuple[int, int, float]]:
+    rows = [line.split() for line in notes.read_text().splitlines()]
+    return [(int(call), int(pid), float(at)) for call, pid, at in (row for row in rows if len(row) == 3)]
+
+
+def _again(notes: Path, since: float) -> set[int]:
+    return {call for call, _, at in _starts(notes) if at > since}
+
+
+def wait_for(true: Callable[[], bool], within_s: float) -> None:
+    """Waits on a condition."""
+    until = time.monotonic() + within_s
+    while not true():
+        if time.monotonic() > until:
+            raise TimeoutError(f"not within {within_s:g} s")
+        time.sleep(0.02)
+
+
+def import_ms(rounds: int = 15) -> float:
+    """What `import pelton` adds to the start of Python, in ms."""
+
+    def start(statement: str) -> float:
+        began = time.perf_counter()
+        subprocess.run([sys.executable, "-c", statement], check=True)
+        return time.perf_counter() - began
+
+    added = [start("import pelton") - start("pass") for _ in range(rounds)]
+    return statistics.median(added) * 1e3
+
+
+def first_call_s(home: PlatformHome) -> float:
+    """Seconds from `pelton up` to the answer of the first `pelton call`, caches warm, functions deployed."""
+    began = time.perf_counter()
+    home.run("up", "--detach")
+    home.run("call", "bench-echo", '"hello"')
+    return time.perf_counter() - began
