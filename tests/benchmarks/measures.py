@@ -20,6 +20,10 @@ import pelton
 from benchmarks.platform_home import PlatformHome
 
 
+TAKEOVER_CALLS = 8
+"""Half of the slots of both instances."""
+
+
 def sequential(name: str, calls: int, value: str) -> list[float]:
     """Round trips of calls in ms, one after the other."""
     function = pelton.function_ref(name)
@@ -125,8 +129,8 @@ def takeover(home: PlatformHome, kills: int) -> list[float]:
         notes.write_text("")
         home.wait_for_instances("bench-takeover", 2)
         # Half of the slots stay free, so that nothing but the takeover is waited for.
-        calls = [function.async_call(str(notes), number * 100 + call) for call in range(8)]
-        wait_for(lambda count=len(calls): len(_starts(notes)) >= count, 60)  # type: ignore[misc]
+        calls = [function.async_call(str(notes), number * 100 + call) for call in range(TAKEOVER_CALLS)]
+        wait_for(lambda: len(_starts(notes)) >= TAKEOVER_CALLS, 60)
         victim = max(home.instances("bench-takeover"), key=lambda instance: instance["running"])
         mine = {call for call, pid, _ in _starts(notes) if pid in victim["executors"]}
         killed = time.time()
