@@ -19,7 +19,6 @@ import psutil
 import pelton
 from benchmarks.platform_home import PlatformHome
 
-
 TAKEOVER_CALLS = 8
 """Half of the slots of both instances."""
 
