@@ -7,9 +7,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from typing import Any, Final, NamedTuple, TypeVar
 
-from confluent_kafka import ConsumerGroupTopicPartitions, KafkaError, KafkaException, TopicPartition
+from confluent_kafka import KafkaError, KafkaException, TopicPartition
 from confluent_kafka.admin import AdminClient
-from confluent_kafka.admin._listoffsets import OffsetSpec
 from confluent_kafka.cimpl import NewTopic
 
 from pelton.errors import TransportError
@@ -17,6 +16,8 @@ from pelton.protocol.topics import TopicPlan
 from pelton.transport.config import ConnectionConfig
 from pelton.transport.kafka import lifetime
 from pelton.transport.kafka.failures import UNSETTLED, error_of, transport_error
+from pelton.transport.kafka.offsets import GroupOffsets
+from pelton.transport.kafka.ranges import EARLIEST, LATEST, RangeReader
 from pelton.transport.kafka.settings import ClientLog, connection_settings
 from pelton.transport.log import Place
 
@@ -56,6 +57,9 @@ class Admin:
     def __init__(self, config: ConnectionConfig) -> None:
         self._servers = config.bootstrap_servers
         self._client = AdminClient(connection_settings(config), logger=ClientLog())
+        self._offsets_of_groups = GroupOffsets(config)
+        # Offsets are asked for by a consumer as well: the library's admin request for them has the same flaw.
+        self._ranges = RangeReader(config)
         lifetime.track(self)
 
     def create_topics(self, plans: Iterable[TopicPlan], timeout_s: float = CREATE_TIMEOUT_S) -> list[str]:
@@ -123,35 +127,19 @@ class Admin:
         self, places: Sequence[Place], timeout_s: float = TIMEOUT_S
     ) -> dict[Place, tuple[int, int]]:
         """Start and end of the log by partition; two requests for any number of them."""
-        first: OffsetSpec = OffsetSpec.earliest()  # type: ignore[no-untyped-call]
-        last: OffsetSpec = OffsetSpec.latest()  # type: ignore[no-untyped-call]
-        starts = self._offsets(places, first, timeout_s)
-        ends = self._offsets(places, last, timeout_s)
+        starts = self._ranges.ask(places, EARLIEST, timeout_s)
+        ends = self._ranges.ask(places, LATEST, timeout_s)
         return {place: (starts[place], ends[place]) for place in places}
 
     def ends(self, places: Sequence[Place], timeout_s: float = TIMEOUT_S) -> dict[Place, int]:
         """End of the log by partition; one request for any number of them."""
-        last: OffsetSpec = OffsetSpec.latest()  # type: ignore[no-untyped-call]
-        return self._offsets(places, last, timeout_s)
+        return self._ranges.ask(places, LATEST, timeout_s)
 
     def committed(
         self, group: str, places: Sequence[Place], timeout_s: float = TIMEOUT_S
     ) -> dict[Place, tuple[int, str]]:
         """Committed offset and metadata of a group by partition; those without a commit are left out."""
-        if not places:
-            return {}
-        request = ConsumerGroupTopicPartitions(group, [TopicPartition(*place) for place in places])
-
-        def ask() -> Any:
-            futures = self._client.list_consumer_group_offsets([request], request_timeout=timeout_s)
-            what = f"asking for offsets of group {group}"
-            return self._sound_parts(what, self._answer(what, futures[group], timeout_s))
-
-        found: dict[Place, tuple[int, str]] = {}
-        for part in self._ask_while_unsettled(ask, timeout_s):
-            if part.offset >= 0:
-                found[part.topic, part.partition] = (part.offset, part.metadata or "")
-        return found
+        return self._offsets_of_groups.committed(group, places, timeout_s) if places else {}
 
     def commit_for_idle_group(
         self, group: str, offsets: Mapping[Place, tuple[int, str]], timeout_s: float = TIMEOUT_S
@@ -161,33 +149,29 @@ class Admin:
         Raises:
             TransportError: also when the group has members, which commit for themselves.
         """
-        if not offsets:
-            return
-        parts = [TopicPartition(*place, offset, text) for place, (offset, text) in offsets.items()]
-        request = ConsumerGroupTopicPartitions(group, parts)
-
-        def ask() -> Any:
-            futures = self._client.alter_consumer_group_offsets([request], request_timeout=timeout_s)
-            what = f"committing for group {group}"
-            return self._sound_parts(what, self._answer(what, futures[group], timeout_s))
-
-        self._ask_while_unsettled(ask, timeout_s)
+        if offsets:
+            self._offsets_of_groups.commit(group, offsets, timeout_s)
 
     def group_members(self, group: str, timeout_s: float = TIMEOUT_S) -> list[GroupMember]:
-        """Members of a group; empty when there is no such group."""
+        """Members of a group; empty when there is no such group.
 
-        def ask() -> Any:
+        Not for processes that have to survive their broker: see `offsets` for what the library does when the
+        broker goes away during such a request.
+        """
+        deadline = time.monotonic() + timeout_s
+        described: Any = None
+        while described is None:
             futures = self._client.describe_consumer_groups([group], request_timeout=timeout_s)
             try:
-                return futures[group].result(timeout=timeout_s)
+                described = futures[group].result(timeout=timeout_s + 5.0)
             except KafkaException as error:
-                if error_of(error).code() == KafkaError.GROUP_ID_NOT_FOUND:
-                    return None
-                raise transport_error(f"asking for group {group}", error_of(error), self._servers) from error
-
-        described = self._ask_while_unsettled(ask, timeout_s)
-        if described is None:
-            return []
+                trouble = error_of(error)
+                if trouble.code() == KafkaError.GROUP_ID_NOT_FOUND:
+                    return []
+                settled = trouble.code() not in UNSETTLED and not trouble.retriable()
+                if settled or time.monotonic() >= deadline:
+                    raise transport_error(f"asking for group {group}", trouble, self._servers) from error
+                time.sleep(_ASK_AGAIN_S)
         return [
             GroupMember(
                 member.member_id,
@@ -199,7 +183,9 @@ class Admin:
         ]
 
     def close(self) -> None:
-        """Ends the client. Idempotent."""
+        """Ends the clients. Idempotent."""
+        self._offsets_of_groups.close()
+        self._ranges.close()
         lifetime.untrack(self)
 
     def abandon(self) -> None:
@@ -232,22 +218,6 @@ class Admin:
                 raise TransportError(f"topics created at {self._servers} did not become known in time")
             time.sleep(_ASK_AGAIN_S)
 
-    def _offsets(self, places: Sequence[Place], spec: OffsetSpec, timeout_s: float) -> dict[Place, int]:
-        if not places:
-            return {}
-
-        def ask() -> dict[Place, int]:
-            request = {TopicPartition(*place): spec for place in places}
-            futures = self._client.list_offsets(request, request_timeout=timeout_s)
-            return {
-                (where.topic, where.partition): self._answer(
-                    f"asking for offsets of {where.topic}/{where.partition}", future, timeout_s
-                ).offset
-                for where, future in futures.items()
-            }
-
-        return self._ask_while_unsettled(ask, timeout_s)
-
     def _ask_while_unsettled(self, ask: Callable[[], Answer], timeout_s: float) -> Answer:
         """Asks again while leaders and group coordinators are on the move."""
         deadline = time.monotonic() + timeout_s
@@ -261,14 +231,6 @@ class Admin:
                 if error_of(cause).code() not in UNSETTLED and not error_of(cause).retriable():
                     raise
             time.sleep(_ASK_AGAIN_S)
-
-    def _sound_parts(self, what: str, answer: Any) -> list[TopicPartition]:
-        """The partitions of an answer; an error of one of them is an error like any other, and may pass."""
-        parts: list[TopicPartition] = answer.topic_partitions
-        for part in parts:
-            if part.error is not None:
-                raise transport_error(what, part.error, self._servers) from KafkaException(part.error)
-        return parts
 
     def _answer(self, what: str, future: Future[Any], timeout_s: float) -> Any:
         try:

@@ -13,7 +13,7 @@ from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Topic
 
 from pelton.transport.config import ConnectionConfig
 from pelton.transport.kafka import lifetime
-from pelton.transport.kafka.failures import UNSETTLED
+from pelton.transport.kafka.failures import MISSING, UNSETTLED
 from pelton.transport.kafka.ranges import EARLIEST, LATEST, RangeReader, record_of
 from pelton.transport.kafka.settings import ClientLog, reader_settings
 from pelton.transport.log import LogRecord, OnBatch, OnLost, Place
@@ -62,6 +62,7 @@ class PartitionReader:
         self._on_end = on_end
         self._changed = threading.Condition()
         self._followed: set[Place] = set()
+        self._dropping: set[Place] = set()
         self._wanted: deque[Callable[[], None]] = deque()
         self._closed = False
         self._complained_at = -_COMPLAIN_EVERY_S
@@ -93,12 +94,12 @@ class PartitionReader:
             self._changed.notify_all()
 
     def unfollow(self, topic: str, partition: int) -> None:
-        """Stops following; records fetched already may still be delivered. Idempotent."""
+        """Stops following: what is not being handed on at this moment is no longer delivered. Idempotent."""
         with self._changed:
             if (topic, partition) in self._followed:
                 self._followed.discard((topic, partition))
-                gone = [TopicPartition(topic, partition)]
-                self._wanted.append(lambda: self._consumer.incremental_unassign(gone))
+                self._dropping.add((topic, partition))
+                self._wanted.append(lambda: self._unassign((topic, partition)))
                 self._changed.notify_all()
 
     def followed(self) -> frozenset[Place]:
@@ -188,6 +189,11 @@ class PartitionReader:
                 _LOGGER.debug("Kafka reader: %s", error)
         self._consumer.incremental_assign(assigned)
 
+    def _unassign(self, place: Place) -> None:
+        self._consumer.incremental_unassign([TopicPartition(*place)])
+        with self._changed:
+            self._dropping.discard(place)
+
     def _do_wanted(self) -> None:
         """Carries out what was asked; waits for something to follow when there is nothing."""
         with self._changed:
@@ -205,7 +211,8 @@ class PartitionReader:
         records: list[LogRecord] = []
         for message in messages:
             if message.error() is None:
-                records.append(record_of(message))
+                if not self._dropping or (message.topic(), message.partition()) not in self._dropping:
+                    records.append(record_of(message))
                 continue
             # What came before an event is handed on before it is told.
             if records:
@@ -227,11 +234,21 @@ class PartitionReader:
         elif self._goes_on(error):
             self._on_error(error)
         else:
-            self.unfollow(topic, partition)
-            if self._on_lost is None:
-                _LOGGER.error("%s/%s cannot be read on: %s", topic, partition, error.str())
-            else:
-                self._on_lost(topic, partition, message.offset() or 0, error.str())
+            self._lose(topic, partition, message.offset() or 0, error.str())
+
+    def _lose(self, topic: str, partition: int, offset: int, reason: str) -> None:
+        self.unfollow(topic, partition)
+        if self._on_lost is None:
+            _LOGGER.error("%s/%s cannot be read on: %s", topic, partition, reason)
+        else:
+            self._on_lost(topic, partition, offset, reason)
+
+    def _find_missing(self) -> None:
+        """Gives up the partitions whose topics are gone; the client only tells that there are some."""
+        known = self._consumer.list_topics(timeout=_METADATA_S).topics
+        for topic, partition in sorted(self.followed()):
+            if topic not in known or partition not in known[topic].partitions:
+                self._lose(topic, partition, -1, "the topic or the partition does not exist any more")
 
     @staticmethod
     def _goes_on(error: KafkaError) -> bool:
@@ -248,6 +265,8 @@ class PartitionReader:
             KafkaError.SASL_AUTHENTICATION_FAILED,
             KafkaError.TOPIC_AUTHORIZATION_FAILED,
         )
+        if error.code() in MISSING and self._find_missing not in self._wanted:
+            self._wanted.append(self._find_missing)
         now = time.monotonic()
         if serious and now - self._complained_at >= _COMPLAIN_EVERY_S:
             self._complained_at = now

@@ -22,6 +22,7 @@ OnChange = Callable[[str, bytes, bytes | None], None]
 
 _MISSING_S: Final = 5.0
 _ASK_AGAIN_S: Final = 0.1
+_READ_AGAIN_S: Final = 1.0
 _LOGGER: Final = logging.getLogger("pelton.transport")
 
 
@@ -48,6 +49,7 @@ class CompactedTables:
     ) -> None:
         self._servers = config.bootstrap_servers
         self._on_change = on_change
+        self._closed = False
         self._changed = threading.Condition()
         self._values: dict[str, dict[bytes, bytes]] = {topic: {} for topic in topics}
         self._reached: dict[Place, int] = {}
@@ -103,6 +105,7 @@ class CompactedTables:
 
     def close(self) -> None:
         """Stops reading. Idempotent."""
+        self._closed = True
         self._reader.close()
 
     def _take(self, records: Sequence[LogRecord]) -> None:
@@ -136,13 +139,21 @@ class CompactedTables:
     def _lost(self, topic: str, partition: int, offset: int, reason: str) -> None:
         """Reads the partition anew from its start: the newest values of all keys are there."""
         _LOGGER.error("%s/%s is read anew, offset %s was lost: %s", topic, partition, offset, reason)
+        with self._changed:
+            self._reached.pop((topic, partition), None)
+        self._read_anew(topic, partition)
+
+    def _read_anew(self, topic: str, partition: int) -> None:
+        if self._closed:
+            return
         try:
             start = self._reader.starts([(topic, partition)])[topic, partition]
-            with self._changed:
-                self._reached.pop((topic, partition), None)
             self._reader.follow(topic, partition, start)
-        except TransportError:
-            _LOGGER.exception("%s/%s is not read any more", topic, partition)
+        except TransportError as error:
+            _LOGGER.error("%s/%s cannot be read, which is tried again: %s", topic, partition, error)
+            again = threading.Timer(_READ_AGAIN_S, self._read_anew, (topic, partition))
+            again.daemon = True
+            again.start()
 
 
 class CompactedTable(Mapping[bytes, bytes]):
