@@ -551,7 +551,10 @@ class World:
         if len({who for who, _ in parts}) > 1:
             raise Broken(f"P3 {call} mixes executions {parts}")
         if not self.executions[call.number]:
-            raise Broken(f"P2 {call} ended {outcome} and never ran")
+            if outcome.failure is None or outcome.failure.code != "UNAVAILABLE":
+                raise Broken(f"P2 {call} ended {outcome} and never ran")
+            # Deliveries are counted, not executions: each of them was lost before it began.
+            self.counters["never_ran"] += 1
         if outcome.failure is None:
             if len(parts) != call.chunks:
                 raise Broken(f"P3 {call} ended well with {parts}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import heapq
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 from pelton.core.call import Failure, ResultKind
@@ -194,7 +194,7 @@ class Attempts:
         run.submitted_ms = submitted_ms
         self._free(run)
         if failure is not None:
-            self._failed(run, failure)
+            self._failed(run, replace(failure, attempt=run.attempt))
         else:
             self._close(run, (value,) if value is not None else (), None)
 
@@ -333,6 +333,7 @@ class Attempts:
     def _finish(self, run: Run) -> None:
         for item in run.items:
             item.own.finish(item)
+            item.run = None  # no cycle is left for the garbage collector
         run.state = RunState.DONE
         self._kill(run)
 

@@ -326,7 +326,7 @@ class Engine(Attempts):
             record = item.record
             own.queued_bytes -= len(record.value or b"")
             taken += 1
-            if item.run is None:
+            if item.run is None and offset in own.items:
                 self._begin(item, record)
         if own.paused:
             self._limit_intake(own)
@@ -384,7 +384,7 @@ class Engine(Attempts):
     def _dispatch_apart(self, item: Item) -> bool:
         """Begins a record that must not run beside others; False when it has to wait longer."""
         own, headers = item.own, item.record.headers
-        if item.run is not None or headers is None or not own.alive:
+        if item.run is not None or headers is None or item.offset not in own.items:
             return True
         if not own.ready or own.leaving or item.offset >= own.horizon or own.full:
             return False
