@@ -209,7 +209,7 @@ def test_user_failures_are_terminal_without_a_policy() -> None:
     (letter,) = desk.asked_for(SendDeadLetter)
     desk.acknowledge(letter.send_id)
     (outcome,) = desk.results()
-    assert outcome.result.failure == Failure("ValueError", "no")
+    assert outcome.result.failure == Failure("ValueError", "no", attempt=1)
 
 
 def test_after_an_expiry_records_keep_their_order() -> None:

@@ -76,8 +76,9 @@ class Attempts:
         self._blocked: dict[RunKey, list[Item]] = {}
         self._apart: deque[Item] = deque()
         self._backoff: list[tuple[int, int, Run]] = []
-        self._young: deque[tuple[int, Run]] = deque()
-        self._timed: deque[tuple[int, Run]] = deque()
+        # Ids, not runs: a run that is over must not be kept alive until its time would have come.
+        self._young: deque[tuple[int, int]] = deque()
+        self._timed: deque[tuple[int, int]] = deque()
         self._lingering: dict[int, Run] = {}
         self._next_run = 0
         self._busy = 0
@@ -157,9 +158,9 @@ class Attempts:
 
     def _count_time(self, run: Run) -> None:
         run.began_ms = self._now
-        self._young.append((self._now, run))
+        self._young.append((self._now, run.id))
         if self.settings.timeout_ms:
-            self._timed.append((self._now, run))
+            self._timed.append((self._now, run.id))
 
     def chunks(self, now_ms: int, run_id: int, items: Sequence[bytes]) -> None:
         """Chunks an attempt yielded, in order."""
@@ -278,8 +279,9 @@ class Attempts:
     def _end_overdue(self) -> None:
         limit = self.settings.timeout_ms
         while self._timed and self._timed[0][0] + limit <= self._now:
-            began, run = self._timed.popleft()
-            if not run.alive or run.state is not RunState.RUNNING or run.began_ms != began:
+            began, run_id = self._timed.popleft()
+            run = self._runs.get(run_id)
+            if run is None or run.state is not RunState.RUNNING or run.began_ms != began:
                 continue
             self.counters["timeouts"] += 1
             text = f"ran longer than its timeout of {limit / 1000:g} s"
@@ -298,8 +300,11 @@ class Attempts:
     def _start_young(self) -> None:
         """Says `started` for attempts that run longer than most."""
         while self._young and self._young[0][0] + STARTED_AFTER_MS <= self._now:
-            began, run = self._young.popleft()
-            if run.alive and run.state is RunState.RUNNING and run.began_ms == began and not run.wrote:
+            began, run_id = self._young.popleft()
+            run = self._runs.get(run_id)
+            if run is None or run.state is not RunState.RUNNING or run.began_ms != began:
+                continue
+            if not run.wrote:
                 self._outbox.result(run, ResultKind.STARTED, worker=self.settings.worker)
 
     def _end_backoff(self) -> None:
