@@ -6,7 +6,8 @@ import json
 import sys
 from pathlib import Path
 
-from pelton_platform.deploy.service import DeployerSettings, serve
+from pelton_platform.deploy.service import serve
+from pelton_platform.deploy.settings import DeployerSettings
 
 
 def main(arguments: list[str]) -> None:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import platform
 from collections.abc import Iterable, Iterator
 from importlib import metadata
-
-from packaging.requirements import InvalidRequirement, Requirement
-from packaging.utils import canonicalize_name
+from typing import TYPE_CHECKING
 
 from pelton.core.spec import ImageSpec
 from pelton.errors import DeployError
+
+if TYPE_CHECKING:
+    from packaging.requirements import Requirement
 
 PIP_INSTALL = "pip_install"
 ENV = "env"
@@ -66,6 +67,9 @@ def _is_this_python(asked: str) -> bool:
 
 def _faults(word: str) -> Iterator[str]:
     """Say what is wrong with one requirement; nothing when the environment satisfies it."""
+    # Late: only deploys read requirements, and deployers and supervisors start sooner without the parser.
+    from packaging.requirements import InvalidRequirement, Requirement
+
     try:
         requirement = Requirement(word)
     except InvalidRequirement:
@@ -75,6 +79,9 @@ def _faults(word: str) -> Iterator[str]:
 
 
 def _unsatisfied(requirement: Requirement, extras: Iterable[str], seen: set[str]) -> Iterator[str]:
+    from packaging.requirements import Requirement
+    from packaging.utils import canonicalize_name
+
     marker = requirement.marker
     if marker is not None and not any(marker.evaluate({"extra": extra}) for extra in extras):
         return

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import secrets
 import signal
@@ -9,7 +10,7 @@ import socket
 import threading
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -18,17 +19,17 @@ from pelton.core.spec import ContainerSpec, FunctionSpec, InstanceStatus
 from pelton.errors import PeltonError, TransportError
 from pelton.protocol.signing import Keyring
 from pelton.protocol.topics import Control, Topics
-from pelton.transport.config import ConnectionConfig
 from pelton.transport.kafka.admin import Admin
 from pelton.transport.kafka.clock import BrokerClock
 from pelton.transport.kafka.producer import RecordProducer
 from pelton_platform import telemetry
 from pelton_platform.deploy.backlog import Backlog, Trimmer
-from pelton_platform.deploy.home import Home, write_json
+from pelton_platform.deploy.home import write_json
 from pelton_platform.deploy.instances import Surroundings
 from pelton_platform.deploy.local import LocalDeployer
 from pelton_platform.deploy.port import FAILED
 from pelton_platform.deploy.registry import Registry, RegistryWriter
+from pelton_platform.deploy.settings import DeployerSettings
 
 LOOK_INTERVAL_S = 0.2
 """How often waiting calls are looked for: what a first call waits, at most, before an instance starts."""
@@ -39,55 +40,10 @@ GONE_AFTER_MS = 10_000
 """A status older than this, of an instance that nobody here knows, is of one that is gone."""
 
 _CONNECT_TRY_S = 10.0
+# What a deploy and a first call need. The rest is made later: a young broker is slow at creating topics.
+_REST_AFTER_S = 5.0
+_FIRST_TOPICS = (Control.FUNCTIONS, Control.CONTAINERS, Control.INSTANCES, Control.LOGS)
 _log = telemetry.get_logger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class DeployerSettings:
-    """What a deployer is told when it starts.
-
-    Attributes:
-        home: The home folder.
-        config: How to reach Kafka.
-        env: Default variables of containers.
-        keep_warm_ms: How long an instance stays after it was last needed.
-        drain_ms: How long a stopping instance may take.
-        log_level: Least level of its own log lines and those of instances.
-    """
-
-    home: Home
-    config: ConnectionConfig
-    env: Mapping[str, str]
-    keep_warm_ms: int
-    drain_ms: int
-    log_level: str = "INFO"
-
-    def to_json(self) -> dict[str, Any]:
-        """Return plain data for the file that the deployer reads."""
-        return {
-            "home": str(self.home.root),
-            "bootstrap_servers": self.config.bootstrap_servers,
-            "namespace": self.config.namespace,
-            "security": dict(self.config.security),
-            "key_file": str(self.config.key_file),
-            "env": dict(self.env),
-            "keep_warm_ms": self.keep_warm_ms,
-            "drain_ms": self.drain_ms,
-            "log_level": self.log_level,
-        }
-
-    @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> DeployerSettings:
-        """Read what `to_json` wrote."""
-        home = Path(data["home"])
-        config = ConnectionConfig(
-            bootstrap_servers=data["bootstrap_servers"],
-            namespace=data["namespace"],
-            security=data["security"],
-            key_file=Path(data["key_file"]),
-            home=home,
-        )
-        return cls(Home(home), config, data["env"], data["keep_warm_ms"], data["drain_ms"], data["log_level"])
 
 
 class Deployer:
@@ -157,7 +113,10 @@ class Deployer:
             producer: RecordProducer | None = None
             try:
                 brokers = len(admin.brokers(_CONNECT_TRY_S))
-                admin.create_topics(Topics(config.namespace).control_topic_plans(brokers))
+                topics = Topics(config.namespace)
+                first = {topics.control(control) for control in _FIRST_TOPICS}
+                plans = topics.control_topic_plans(brokers)
+                admin.create_topics([plan for plan in plans if plan.name in first])
                 producer = RecordProducer(config, clock=self._clock)
                 self._probe(producer)
                 registry = Registry(config, self._keyring, self._wake.set)
@@ -190,6 +149,7 @@ class Deployer:
         backlog = Backlog(admin, Topics(self._settings.config.namespace))
         trimmer = Trimmer(admin)
         next_trim = time.monotonic() + TRIM_INTERVAL_S
+        make_rest = time.monotonic() + _REST_AFTER_S
         while not self._stopping.is_set():
             began = time.monotonic()
             functions, _, _ = registry.snapshot()
@@ -199,6 +159,10 @@ class Deployer:
                     if found != self._backlog:
                         self._backlog = found
                         self._wake.set()
+                if began >= make_rest:
+                    topics = Topics(self._settings.config.namespace)
+                    admin.create_topics(topics.control_topic_plans(len(admin.brokers())))
+                    make_rest = math.inf
                 if began >= next_trim:
                     next_trim = began + TRIM_INTERVAL_S
                     self._trim(backlog, trimmer, functions)

@@ -28,7 +28,7 @@ from pelton_platform.deploy.home import (
     read_json,
     write_json,
 )
-from pelton_platform.deploy.service import DeployerSettings
+from pelton_platform.deploy.settings import DeployerSettings
 from pelton_platform.embedded import EmbeddedKafka
 from pelton_platform.supervisor import state as states
 from pelton_platform.supervisor.settings import SupervisorSettings
