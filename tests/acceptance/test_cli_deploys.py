@@ -158,9 +158,10 @@ def test_cli_tampered_bundle_is_refused(platform: LocalPlatform) -> None:
     reason = wait_for(refusal, "the refusal")
     assert "tampered.py is not what was signed; deploy again" in reason
     assert '"alarm": true' in (platform.home.logs / "deployer.log").read_text()
-    platform.deploy("tampered.py", VERSIONED.replace("answer", "sound").format(text="mended"))
+    again = platform.deploy("tampered.py", VERSIONED.replace("answer", "sound").format(text="sound"))
+    assert changes(again) == {("function", "sound"): (1, "unchanged"), ("container", "sound"): (2, "changed")}
     platform.await_state(call, "succeeded")
-    assert platform.run("calls", "result", call).stdout == "mended\n"
+    assert platform.run("calls", "result", call).stdout == "sound\n"
 
 
 def test_cli_crash_loop_is_visible(platform: LocalPlatform) -> None:

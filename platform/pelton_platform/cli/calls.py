@@ -22,6 +22,10 @@ app = typer.Typer(name="calls", help="Look at waiting, running and finished call
 _DURATION = re.compile(r"(\d+)(s|m|h|d)")
 _UNITS_MS = {"s": 1_000, "m": 60_000, "h": 3_600_000, "d": 86_400_000}
 
+MOST_RESULTS = 5_000
+MOST_OPEN = 1_000
+"""Records read per partition: a list stays quick with a million calls waiting."""
+
 CallIdArgument = Annotated[str, typer.Argument(metavar="CALL", help="Id of the call.")]
 FunctionOption = Annotated[str | None, typer.Option("--function", help="Look only at this function.")]
 
@@ -36,7 +40,10 @@ def list_calls(
     limit: Annotated[int, typer.Option(min=1, help="Most calls to show, newest first.")] = 50,
     as_json: Json = False,
 ) -> None:
-    """List calls, newest first: all that wait or run, and those that finished lately."""
+    """List calls, newest first: those that wait or run, and those that finished lately.
+
+    Of a long backlog the oldest and the newest calls are read; `pelton functions` counts them all.
+    """
     from pelton_platform.deploy.callbook import overview
 
     match = _DURATION.fullmatch(since)
@@ -48,8 +55,8 @@ def list_calls(
     with _book(function) as (book, specs):
         for spec in specs:
             # Results first: a call that ends meanwhile is then still found among the waiting ones.
-            seen = book.results(spec, since_ms)
-            entries += overview(book.open_calls(spec), seen)
+            seen = book.results(spec, since_ms, most=max(MOST_RESULTS, limit))
+            entries += overview(book.open_calls(spec, most=max(MOST_OPEN, limit)), seen)
     entries = [entry for entry in entries if state is None or entry.state == state]
     entries.sort(key=lambda entry: entry.submitted_ms, reverse=True)
     shown = entries[:limit]

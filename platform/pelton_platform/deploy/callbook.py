@@ -75,8 +75,16 @@ class CallBook:
         self._ranges.close()
         self._admin.close()
 
-    def open_calls(self, spec: FunctionSpec) -> Iterator[CallEntry]:
-        """Yield the calls of a function that have no durable end in its input topics."""
+    def open_calls(
+        self, spec: FunctionSpec, *, most: int | None = None, since_ms: int | None = None
+    ) -> Iterator[CallEntry]:
+        """Yield the calls of a function that have no durable end in its input topics.
+
+        Args:
+            spec: The function.
+            most: Of each partition read only so many records from either end; None reads all.
+            since_ms: Pass over what was appended before this broker time; None passes over nothing.
+        """
         places = input_places(self._topics, spec)
         commits = self._admin.committed(self._topics.group(spec.name), places)
         marks = self._admin.watermarks(places)
@@ -86,7 +94,14 @@ class CallBook:
             offset, text = commits.get(place, (0, ""))
             metas[place] = decode_metadata(text)
             spans[place] = (max(offset, marks[place][0]), marks[place][1])
-        for record in self._read(spans):
+        if since_ms is not None:
+            begins = self._ranges.ask(places, since_ms, _READ_S)
+            # -1 says that nothing was appended since.
+            spans = {
+                place: (max(start, begins[place]) if begins[place] >= 0 else end, end)
+                for place, (start, end) in spans.items()
+            }
+        for record in self._read_ends(spans, most):
             if _is_finished(record, metas[record.topic, record.partition]):
                 continue
             try:
@@ -102,20 +117,26 @@ class CallBook:
                 f"{record.topic}/{record.partition}/{record.offset}",
             )
 
-    def results(self, spec: FunctionSpec, since_ms: int) -> dict[CallId, CallEntry]:
-        """Return the calls of a function of which something was written since a broker time."""
+    def results(self, spec: FunctionSpec, since_ms: int, most: int) -> dict[CallId, CallEntry]:
+        """Return the calls of a function of which something was written lately.
+
+        Args:
+            spec: The function.
+            since_ms: Broker time from which on results are read.
+            most: Of each partition read only so many of the last records.
+        """
         places = [(self._topics.results(spec.name), number) for number in range(RESULTS_PARTITIONS)]
-        return self._fold(spec, places, since_ms, None)
+        return self._fold(spec, places, since_ms, None, most)
 
     def find(self, specs: Iterable[FunctionSpec], call_id: CallId) -> CallEntry | None:
         """Return what is known of one call, whichever of these functions it is of; None when nothing is."""
         for spec in specs:
             place = (self._topics.results(spec.name), reply_partition(call_id) % RESULTS_PARTITIONS)
             since_ms = max(0, call_time_ms(call_id) - ATTACH_MARGIN_MS)
-            found = self._fold(spec, [place], since_ms, call_id).get(call_id)
+            found = self._fold(spec, [place], since_ms, call_id, None).get(call_id)
             if found is not None and found.outcome is not None:
                 return found
-            for entry in self.open_calls(spec):
+            for entry in self.open_calls(spec, since_ms=since_ms):
                 if entry.call_id == call_id:
                     return _joined(entry, found)
             if found is not None:
@@ -123,11 +144,13 @@ class CallBook:
         return None
 
     def _fold(
-        self, spec: FunctionSpec, places: list[Place], since_ms: int, only: CallId | None
+        self, spec: FunctionSpec, places: list[Place], since_ms: int, only: CallId | None, most: int | None
     ) -> dict[CallId, CallEntry]:
         ends = self._admin.ends(places)
         starts = self._ranges.ask(places, since_ms, _READ_S)
         spans = {place: (starts[place], ends[place]) for place in places if starts[place] >= 0}
+        if most is not None:
+            spans = {place: (max(start, end - most), end) for place, (start, end) in spans.items()}
         folds: dict[CallId, Fold] = {}
         entries: dict[CallId, CallEntry] = {}
         for record in self._read(spans):
@@ -141,9 +164,20 @@ class CallBook:
             entry = entries.get(call_id)
             if entry is None:
                 entry = CallEntry(call_id, spec.name, RUNNING, call_time_ms(call_id))
-                entries[call_id], folds[call_id] = entry, Fold()
+                entries[call_id], folds[call_id] = entry, _fold_from(result, whole=only is not None)
             _take(entry, folds[call_id], result, record.appended_ms, keep=only is not None)
         return entries
+
+    def _read_ends(self, spans: Mapping[Place, tuple[int, int]], most: int | None) -> Iterator[LogRecord]:
+        """Read the spans, of long ones both ends only: the oldest calls run, the newest wait."""
+        if most is None:
+            yield from self._read(spans)
+            return
+        yield from self._read(
+            {place: (start, min(end, start + most)) for place, (start, end) in spans.items()}
+        )
+        rest = {place: (max(start + most, end - most), end) for place, (start, end) in spans.items()}
+        yield from self._read({place: (start, end) for place, (start, end) in rest.items() if start < end})
 
     def _read(self, spans: Mapping[Place, tuple[int, int]]) -> Iterator[LogRecord]:
         for batch in self._ranges.read(spans, _READ_S):
@@ -158,6 +192,14 @@ def overview(waiting: Iterable[CallEntry], seen: Mapping[CallId, CallEntry]) -> 
         if known is None or known.outcome is None:
             joined[entry.call_id] = _joined(entry, known)
     return sorted(joined.values(), key=lambda entry: (entry.submitted_ms, entry.call_id), reverse=True)
+
+
+def _fold_from(result: Result, *, whole: bool) -> Fold:
+    """A fold that begins with this record, whatever came before it, unless the whole history is read."""
+    fold = Fold()
+    if not whole:
+        fold.token, fold.next = result.token, result.first
+    return fold
 
 
 def _joined(waiting: CallEntry, seen: CallEntry | None) -> CallEntry:

@@ -226,7 +226,8 @@ class Publisher:
                 folder=file.parent,
                 deployed_ms=now_ms,
             )
-            anew = container.name in fresh_secrets or bool(moved.intersection(hosted))
+            # A bundle that had to be stored again was missing or damaged: the deployer may have refused it.
+            anew = bundle.new or container.name in fresh_secrets or bool(moved.intersection(hosted))
             containers[spec.name] = _settle("container", before, spec, changes, anew=anew)
         removed, warnings = self._leave_others(functions, containers, known_containers, changes)
         return Plan(functions, containers, tuple(removed), tuple(changes), tuple(warnings))
