@@ -425,7 +425,9 @@ def test_contract_attach_finds_calls_among_the_retries(platform: Platform, calle
 def test_contract_attach_tells_unknown_from_expired(platform: Platform, caller: Caller) -> None:
     """Without any record a young id is unknown and one older than the result TTL has expired."""
     inbox = Inbox()
-    state = caller.transport.attach(caller.spec.name, caller.mint(), inbox.on_results, WAIT_S)
+    state = caller.transport.attach(
+        caller.spec.name, caller.mint(before_ms=3_600_000), inbox.on_results, WAIT_S
+    )
     assert state is AttachState.UNKNOWN
     old = caller.mint(before_ms=RESULT_TTL_MS + 60_000)
     state = caller.transport.attach(caller.spec.name, old, inbox.on_results, WAIT_S)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import pytest
 
@@ -36,6 +36,7 @@ class ScriptedLog:
         self.first_at_time = -1
         self.reports: list[OnReport] = []
         self.refusal: Exception | None = None
+        self.while_reading: Callable[[], None] = lambda: None
 
     def now_ms(self) -> int:
         return 1_000_000_000
@@ -77,6 +78,7 @@ class ScriptedLog:
     ) -> Iterator[Sequence[LogRecord]]:
         ((place, (start, end)),) = ranges.items()
         self.asked.append(f"read {start}-{end}")
+        self.while_reading()
         yield [record for record in self.history if record[:2] == place and start <= record.offset < end]
 
 
@@ -137,6 +139,44 @@ def test_routing_drops_what_the_replay_has_shown_already(router: CallRouter, log
     router.take([record(call_id, 6, chunk(call_id, 2)), record(call_id, 7, chunk(call_id, 3))])
     router.take([record(call_id, 8, chunk(call_id, 4))])
     assert seen == [0, 1, 2, 3, 4]
+
+
+def test_routing_holds_back_what_comes_during_the_replay(router: CallRouter, log: ScriptedLog) -> None:
+    """Results that arrive while the past is read come behind it, those of the past itself not again."""
+    call_id, seen = new_id(), list[int]()
+
+    def arrive() -> None:
+        router.take([record(call_id, offset, chunk(call_id, offset - 4)) for offset in (5, 6, 7, 8)])
+        assert seen == []
+
+    log.while_reading = arrive
+    log.first_at_time = 4
+    log.history = [record(call_id, offset, chunk(call_id, offset - 4)) for offset in (4, 5, 6)]
+
+    def on_results(results: Sequence[Result]) -> None:
+        seen.extend(result.first for result in results)
+
+    assert router.attach("f", call_id, on_results, 5) is AttachState.PENDING
+    assert seen == [0, 1, 2, 3, 4]
+
+
+def test_routing_keeps_nothing_of_calls_that_are_not_there(router: CallRouter) -> None:
+    """After an attach that found nothing the router knows nothing of the call."""
+    assert router.attach("f", new_id(), lambda results: None, 5) is AttachState.UNKNOWN
+    assert not router._calls
+
+
+def test_routing_body_of_another_call_is_not_believed(
+    router: CallRouter, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A record whose header names a call and whose body names another reaches neither, with an alarm."""
+    mine, other = mint_call_id(1, 3, b"1" * 8), mint_call_id(1, 3, b"2" * 8)
+    seen: list[Result] = []
+    for call_id in (mine, other):
+        router.submit(Invocation(call_id, "f", b""), SPEC, lambda error: None, seen.extend)
+    router.take([record(mine, 9, chunk(other, 0))])
+    assert seen == []
+    assert "id of another call" in caplog.text
 
 
 def test_routing_stream_without_its_beginning_is_data_loss(router: CallRouter, log: ScriptedLog) -> None:
