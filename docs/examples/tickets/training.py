@@ -69,6 +69,6 @@ EXAMPLES: dict[str, list[str]] = {
         "The lamp stopped working within the warranty, can I get a new one?",
         "I changed my mind and would like to send the order back unopened.",
         "The product does not match its description, I want to give it back.",
-        "How many days do I have to return an item?",
+        "Until when may I give back something I bought two weeks ago?",
     ],
 }

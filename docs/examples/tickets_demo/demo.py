@@ -186,6 +186,7 @@ def main() -> int:
         except (DemoFailed, TimeoutError) as failed:
             problems = [str(failed)]
         finally:
+            platform.disconnect()
             say("stop the platform")
             try:
                 print(platform.run("down", "--purge"), end="")

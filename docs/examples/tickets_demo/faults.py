@@ -11,9 +11,6 @@ from dataclasses import dataclass
 from ledger import Ledger
 from platform_run import DemoFailed, Platform
 
-TRIES = 40
-"""Looks at the same workers so often before they are listed again: listing takes longer than a call."""
-
 
 @dataclass(frozen=True)
 class Kill:
@@ -50,7 +47,7 @@ def kill_when_busy(
     """
     until = time.monotonic() + within_s
     while time.monotonic() < until:
-        for pid, executors in list(choose()) * TRIES:
+        for pid, executors in choose():
             frozen = [pid, *(executor for executor in executors if executor != pid)]
             if not stop(frozen, signal.SIGSTOP):
                 stop([x for x in frozen if os.path.exists(f"/proc/{x}")], signal.SIGCONT)
@@ -68,7 +65,7 @@ def kill_executor(platform: Platform, ledger: Ledger) -> Kill:
     """Kills one executor with calls in flight."""
     return kill_when_busy(
         "executor",
-        lambda: ((pid, [pid]) for worker in platform.workers() for pid in worker["executors"]),
+        lambda: ((pid, [pid]) for worker in platform.workers() for pid in worker.executors),
         ledger,
     )
 
@@ -77,6 +74,6 @@ def kill_instance(platform: Platform, ledger: Ledger) -> Kill:
     """Kills one worker instance, coordinator first, with calls in flight in its executors."""
     return kill_when_busy(
         "worker instance",
-        lambda: ((worker["pid"], list(worker["executors"])) for worker in platform.workers()),
+        lambda: ((worker.pid, list(worker.executors)) for worker in platform.workers()),
         ledger,
     )

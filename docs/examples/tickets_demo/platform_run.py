@@ -12,6 +12,9 @@ from typing import Any
 
 import psutil
 
+import pelton
+from pelton.core.spec import InstanceStatus
+
 PELTON = str(Path(sys.executable).with_name("pelton"))
 
 
@@ -24,6 +27,7 @@ class Platform:
 
     def __init__(self, home: Path, environment: dict[str, str]) -> None:
         self.home = home
+        self._connection: pelton.Connection | None = None
         self.environment = {**os.environ, **environment, "PELTON_HOME": str(home)}
 
     def run(self, *arguments: str, quiet: bool = False) -> str:
@@ -46,19 +50,24 @@ class Platform:
             raise DemoFailed(f"`pelton {' '.join(arguments)}` ended with {ended.returncode}\n{said}".rstrip())
         return ended.stdout
 
-    def json(self, *arguments: str) -> Any:
-        """Runs a listing command with `--json`."""
-        return json.loads(self.run(*arguments, "--json", quiet=True))
-
     def context(self) -> dict[str, Any]:
         """How to reach the platform."""
         found: dict[str, Any] = json.loads((self.home / "context.json").read_text())
         return found
 
-    def workers(self) -> list[dict[str, Any]]:
-        """Ready instances of the ticket workers."""
-        instances = self.json("ps")
-        return [x for x in instances if x["container"] == "ticket-workers" and x["state"] == "ready"]
+    def workers(self) -> list[InstanceStatus]:
+        """Ready instances of the ticket workers, as the platform's registry has them at this moment."""
+        if self._connection is None:
+            os.environ["PELTON_HOME"] = str(self.home)
+            self._connection = pelton.connect()
+        found = self._connection.directory.instances("ticket-workers")
+        return [status for status in found if status.state == "ready"]
+
+    def disconnect(self) -> None:
+        """Leaves the platform, before it is stopped."""
+        if self._connection is not None:
+            self._connection = None
+            pelton.close()
 
     def processes(self) -> list[psutil.Process]:
         """Every process that runs with this platform's home folder in its environment."""
