@@ -341,7 +341,7 @@ def test_coordinator_placement_gathers_what_goes_to_one_executor(
 def test_coordinator_placement_gives_deadly_attempts_executors_of_their_own(
     pool: FakePool, placement: Placement
 ) -> None:
-    """An isolated attempt waits for its executor, and the executor ends with it."""
+    """An isolated attempt waits for its executor, which stays a while for the next one, then ends."""
     placement.place(attempt(5, isolated=True))
     placement.flush()
     assert pool.started == [False, True]
@@ -352,9 +352,34 @@ def test_coordinator_placement_gives_deadly_attempts_executors_of_their_own(
     assert placement.holds(2, 5)
     assert not placement.holds(1, 5)
     placement.over(5)
+    placement.place(attempt(6, isolated=True))
+    placement.flush()
+    assert pool.started == [False, True]
+    assert placement.holds(2, 6)
+    placement.over(6)
+    placement.retire(1_000)
+    placement.retire(5_000)
+    assert pool.said == []
+    placement.retire(6_001)
     assert pool.said == [("stop", 2)]
     assert placement.exited(2) == []
     assert pool.started == [False, True]
+
+
+def test_coordinator_placement_keeps_few_spare_executors(pool: FakePool, placement: Placement) -> None:
+    """Two stay for the next suspects; one that dies meanwhile is not handed on."""
+    for run_id in (5, 6, 7):
+        placement.place(attempt(run_id, isolated=True))
+    for executor in (2, 3, 4):
+        placement.became_ready(executor)
+    for run_id in (5, 6, 7):
+        placement.over(run_id)
+    assert pool.said == [("stop", 4)]
+    assert placement.exited(3) == []
+    placement.place(attempt(8, isolated=True))
+    assert placement.holds(2, 8)
+    placement.place(attempt(9, isolated=True))
+    assert len(pool.started) == 5
 
 
 def test_coordinator_placement_replaces_the_shared_executor_and_names_its_runs(

@@ -219,6 +219,7 @@ class FunctionHost:
         with self._turn:
             now = self._now_ms()
             self._engine.tick(now)
+            self._placement.retire(now)
             while self._late_failures and self._late_failures[0][0] <= now:
                 self._engine.reported(now, self._late_failures.popleft()[1], False, -1)
             self._carry_out()

@@ -13,7 +13,13 @@ _CREDIT: Final = int(ToExecutor.CREDIT)
 _INTERRUPT: Final = int(ToExecutor.INTERRUPT)
 
 ISOLATED_STOP_S: Final = 5.0
-"""An executor whose one attempt is over gets so long to exit."""
+"""An isolated executor that is not needed any more gets so long to exit."""
+
+SPARES: Final = 2
+"""So many isolated executors stay for the next suspect: loading user code may take seconds."""
+
+SPARE_MS: Final = 5_000
+"""How long a spare one stays."""
 
 
 class Pool(Protocol):
@@ -54,6 +60,7 @@ class Placement:
         self._runs: dict[int, set[int]] = {}
         self._waiting: dict[int, Start] = {}
         self._writes: dict[int, list[Sequence[Any]]] = {}
+        self._spare: dict[int, int] = {}
         self._stopping = False
         self.ready = False
 
@@ -113,7 +120,19 @@ class Placement:
         runs = self._runs[executor]
         runs.discard(run_id)
         if executor != self._shared and not runs:
-            self._pool.stop(executor, ISOLATED_STOP_S)
+            if len(self._spare) < SPARES and not self._stopping:
+                self._spare[executor] = 0
+            else:
+                self._pool.stop(executor, ISOLATED_STOP_S)
+
+    def retire(self, now_ms: int) -> None:
+        """Ends spare executors that nothing came for."""
+        for executor, since in list(self._spare.items()):
+            if not since:
+                self._spare[executor] = now_ms
+            elif now_ms - since > SPARE_MS:
+                del self._spare[executor]
+                self._pool.stop(executor, ISOLATED_STOP_S)
 
     def became_ready(self, executor_id: int) -> int | None:
         """An executor has loaded user code; returns the isolated run that begins with it."""
@@ -129,6 +148,7 @@ class Placement:
     def exited(self, executor_id: int) -> list[int]:
         """An executor is gone; returns the runs that were in it, and starts what has to take its place."""
         lost = sorted(self._runs.pop(executor_id, ()))
+        self._spare.pop(executor_id, None)
         self._writes.pop(executor_id, None)
         for run_id in lost:
             self._where.pop(run_id, None)
@@ -148,6 +168,12 @@ class Placement:
         self._stopping = True
 
     def _isolate(self, start: Start) -> None:
+        if self._spare:
+            executor, _ = self._spare.popitem()
+            self._where[start.run_id] = executor
+            self._runs[executor].add(start.run_id)
+            self._write(executor, _run_record(start))
+            return
         executor = self._pool.start(isolated=True)
         self._where[start.run_id] = executor
         self._runs[executor] = {start.run_id}
