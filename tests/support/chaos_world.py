@@ -1,0 +1,314 @@
+"""A namespace under fault: functions that keep ledgers, instances that die, freeze, wake and are replaced."""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import signal
+import sys
+import time
+import uuid
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import psutil
+
+from pelton.core.call import InputPartition
+from pelton.core.offsets import initial_metadata
+from pelton.core.spec import ContainerSpec, FunctionKind, FunctionSpec, ParameterSpec
+from pelton.errors import TransportError
+from pelton.protocol.codec import encode_container_spec, encode_function_spec
+from pelton.protocol.topics import Control, spec_key
+from pelton_platform import process
+from support.chaos_groups import partitions_held
+from support.chaos_ledgers import SOURCE, ExecutedLedger, Execution
+from support.worker_instance import CONTAINER, Platform, Worker, wait_until
+
+TESTS = Path(__file__).resolve().parent.parent
+
+KINDS: Mapping[str, tuple[FunctionKind, tuple[str, ...]]] = {
+    "quick": (FunctionKind.SYNC, ("number", "hold_ms", "boom")),
+    "flow": (FunctionKind.GENERATOR, ("number", "chunks", "hold_ms")),
+    "deadly": (FunctionKind.SYNC, ("number",)),
+}
+"""The functions of the ledgers' code and their parameters."""
+
+
+@dataclass(slots=True)
+class Hit:
+    """One fault that was done.
+
+    Attributes:
+        kind: "executor", "instance", "freeze", "broker kill", "broker restart".
+        target: which instance, "" for the broker.
+        pids: executors that were in it.
+        in_flight: executions that had begun and not ended, looked at while the target stood still.
+        at_ns: monotonic time when it was done.
+        over_ns: when a frozen one was woken, or the broker was back; else `at_ns`.
+    """
+
+    kind: str
+    target: str = ""
+    pids: frozenset[int] = frozenset()
+    in_flight: list[Execution] = field(default_factory=list)
+    at_ns: int = 0
+    over_ns: int = 0
+
+
+class World(Platform):
+    """Functions with ledgers in a namespace of their own, and the instances that serve them.
+
+    Args:
+        bootstrap_servers: the broker.
+        folder: for everything that is written.
+        bug: seeded bug that instances are started with, "" for none; see `chaos_bugs`.
+    """
+
+    def __init__(self, bootstrap_servers: str, folder: Path, bug: str = "") -> None:
+        super().__init__(bootstrap_servers, folder)
+        self.bug = bug
+        self.ledger_folder = folder / "executed"
+        self.ledger_folder.mkdir()
+        self.ledger = ExecutedLedger(self.ledger_folder)
+        self.hits: list[Hit] = []
+        self.slots = 0
+
+    # ---- deploying and starting ----
+
+    def deploy_ledgers(
+        self, *names: str, slots: int = 8, partitions: int = 8, copies: int = 1, max_attempts: int = 3
+    ) -> None:
+        """Writes the specs of functions of the ledgers' code."""
+        self.slots = slots
+        bundle = uuid.uuid4().hex
+        home = self.folder / "bundles" / bundle
+        home.mkdir(parents=True)
+        (home / "ledgered.py").write_text(SOURCE)
+        for name in names:
+            kind, parameters = KINDS[name]
+            spec = FunctionSpec(
+                name=name,
+                version=1,
+                container=CONTAINER,
+                kind=kind,
+                parameters=tuple(
+                    ParameterSpec(each, "POSITIONAL_OR_KEYWORD", place == 0)
+                    for place, each in enumerate(parameters)
+                ),
+                module="ledgered",
+                qualname=name,
+                bundle=bundle,
+                partitions=partitions,
+                max_attempts=max_attempts,
+            )
+            self.specs[name] = spec
+            self.admin.create_topics(self.topics.topic_plans_for_function(spec, copies))
+            self.admin.commit_for_idle_group(
+                self.topics.group(name),
+                {place: (0, initial_metadata()) for place in self.places(name).values()},
+            )
+            sealed = self.keyring.seal("function-spec", encode_function_spec(spec))
+            self.send(self.topics.control(Control.FUNCTIONS), sealed, spec_key(name))
+        container = ContainerSpec(
+            name=CONTAINER,
+            version=1,
+            functions=names,
+            bundle=bundle,
+            max_instances=8,
+            max_concurrent_requests=slots,
+        )
+        sealed = self.keyring.seal("container-spec", encode_container_spec(container))
+        self.send(self.topics.control(Control.CONTAINERS), sealed, spec_key(CONTAINER))
+
+    def start(self, *, env: dict[str, str] | None = None, drain_s: float | None = None) -> Worker:
+        """Starts an instance, with the bug of this world; does not wait for it."""
+        name = f"w{len(self.workers)}-{secrets.token_hex(2)}"
+        path = self.folder / f"{name}.json"
+        path.touch(mode=0o600)
+        path.write_text(
+            json.dumps(
+                {
+                    "namespace": self.namespace,
+                    "bootstrap_servers": self.config.bootstrap_servers,
+                    "security": {},
+                    "key_file": str(self.key_file),
+                    "container": CONTAINER,
+                    "instance": name,
+                    "bundles": str(self.folder / "bundles"),
+                    "env": {"LEDGER": str(self.ledger_folder), **(env or {})},
+                    "log_level": "info",
+                }
+            )
+        )
+        environ = dict(os.environ)
+        if drain_s is not None:
+            environ["PELTON_DRAIN_SECONDS"] = str(drain_s)
+        program = ["pelton_platform.coordinator"]
+        if self.bug:
+            program = ["support.chaos_bugs", self.bug]
+            environ["PYTHONPATH"] = str(TESTS)
+        log_path = self.folder / f"{name}.log"
+        with log_path.open("wb") as log:
+            child = process.spawn(
+                [sys.executable, "-m", *program, "--instance", str(path)],
+                stdout=log,
+                stderr=log,
+                env=environ,
+                die_with_parent=True,
+            )
+        worker = Worker(name, child, path.with_name(path.name + ".counters.json"), log_path)
+        self.workers.append(worker)
+        return worker
+
+    def close(self) -> None:
+        """Ends every process it started, frozen ones too."""
+        for worker in self.workers:
+            if worker.child.poll() is None:
+                for pid in self.executors(worker):
+                    _signal(pid, signal.SIGCONT)
+        super().close()
+
+    # ---- what is alive ----
+
+    @property
+    def alive(self) -> list[Worker]:
+        """Instances whose process runs, frozen ones included."""
+        return [worker for worker in self.workers if worker.child.poll() is None]
+
+    def executors(self, worker: Worker) -> list[int]:
+        """Pids of the executors of an instance: its children."""
+        try:
+            return [child.pid for child in psutil.Process(worker.child.pid).children()]
+        except psutil.NoSuchProcess:
+            return []
+
+    def in_flight(self, pids: list[int]) -> list[Execution]:
+        """Executions that these executors have begun and not ended."""
+        self.ledger.poll()
+        return [each for pid in pids for each in self.ledger.open(pid)]
+
+    def is_settled(self, count: int) -> bool:
+        """Whether each function's group has so many members, and they hold all partitions it shares out."""
+        groups = {self.topics.group(name): spec.partitions for name, spec in self.specs.items()}
+        held = partitions_held(self.config.bootstrap_servers, list(groups))
+        return all(len(held.get(group, ())) == count and sum(held[group]) == n for group, n in groups.items())
+
+    def wait_settled(self, count: int, seconds: float = 90.0) -> None:
+        """Waits until `count` members hold all partitions."""
+        wait_until(lambda: self.is_settled(count), seconds, f"groups of {count} members")
+
+    def mend(self, count: int) -> None:
+        """Brings the living instances to `count`, as a deployer would, and waits until they are members.
+
+        Instances that end by themselves while the broker is away are replaced, too.
+        """
+
+        def mended() -> bool:
+            for _ in range(count - len(self.alive)):
+                self.start()
+            return self.is_settled(count)
+
+        wait_until(mended, 90.0, f"groups of {count} members")
+
+    def counters(self) -> Counter[str]:
+        """What all instances counted, as they last wrote it down."""
+        total: Counter[str] = Counter()
+        for worker in self.workers:
+            total.update(worker.counters)
+        return total
+
+    # ---- faults ----
+
+    def kill_executor(self, worker: Worker, pid: int) -> Hit:
+        """SIGKILL to one executor, looked at while it stands still."""
+        _freeze(pid)
+        hit = Hit("executor", worker.name, frozenset((pid,)), self.in_flight([pid]))
+        hit.at_ns = hit.over_ns = time.monotonic_ns()
+        _signal(pid, signal.SIGKILL)
+        self.hits.append(hit)
+        return hit
+
+    def kill_instance(self, worker: Worker) -> Hit:
+        """SIGKILL to an instance (its executors die with it), looked at while all of it stands still."""
+        hit = self._stop_all("instance", worker)
+        hit.over_ns = hit.at_ns
+        worker.kill()
+        self.hits.append(hit)
+        return hit
+
+    def freeze_instance(self, worker: Worker, *, executors: bool) -> Hit:
+        """SIGSTOP to an instance; its executors go on unless they are named too. `wake` ends it."""
+        hit = self._stop_all("freeze", worker)
+        if not executors:
+            for pid in hit.pids:
+                _signal(pid, signal.SIGCONT)
+        self.hits.append(hit)
+        return hit
+
+    def wake(self, worker: Worker, hit: Hit) -> None:
+        """SIGCONT to all of a frozen instance."""
+        for pid in hit.pids:
+            _signal(pid, signal.SIGCONT)
+        worker.thaw()
+        hit.over_ns = time.monotonic_ns()
+
+    def _stop_all(self, kind: str, worker: Worker) -> Hit:
+        _freeze(worker.child.pid)
+        pids = self.executors(worker)
+        for pid in pids:
+            _freeze(pid)
+        in_flight = self.in_flight(pids)
+        return Hit(kind, worker.name, frozenset(pids), in_flight, time.monotonic_ns())
+
+    def bounce_broker(self, kind: str, bounce: Callable[[], None]) -> None:
+        """Does something to the broker and notes from when to when."""
+        hit = Hit(kind, at_ns=time.monotonic_ns())
+        bounce()
+        hit.over_ns = time.monotonic_ns()
+        self.hits.append(hit)
+
+    # ---- for the checker ----
+
+    def inputs_done(self) -> bool:
+        """Whether every input record of every function is committed as finished."""
+        try:
+            return all(self.all_done(function) for function in self.specs)
+        except TransportError:
+            return False
+
+    def place_names(self, function: str) -> dict[tuple[str, int], InputPartition]:
+        """Input partitions by the names of their topics."""
+        return {place: partition for partition, place in self.places(function).items()}
+
+
+def _signal(pid: int, number: signal.Signals) -> None:
+    """To a process of ours, which may be gone already."""
+    try:
+        os.kill(pid, number)
+    except ProcessLookupError:
+        pass
+
+
+def _freeze(pid: int) -> None:
+    """SIGSTOP, and waits until it stands still: what it writes before that is seen by who looks then."""
+    _signal(pid, signal.SIGSTOP)
+    deadline = time.monotonic() + 5.0
+    with suppress(psutil.NoSuchProcess):
+        while psutil.Process(pid).status() not in (psutil.STATUS_STOPPED, psutil.STATUS_ZOMBIE):
+            assert time.monotonic() < deadline, f"process {pid} does not stand still"
+            time.sleep(0.001)
+
+
+@contextmanager
+def world_on(bootstrap_servers: str, folder: Path, bug: str = "") -> Iterator[World]:
+    """A world, ended with the block whatever happens in it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    world = World(bootstrap_servers, folder, bug)
+    try:
+        yield world
+    finally:
+        world.close()
