@@ -582,3 +582,24 @@ def test_a_partition_that_comes_back_has_fresh_entries() -> None:
     desk.engine.capacity(desk.now_ms, 8)
     desk.records(record(0))
     assert len(desk.starts()) == 1
+
+
+def test_many_suspects_do_not_overflow_the_metadata() -> None:
+    """Counts of suspects in the air fill the metadata to its limit and no further; all of them end."""
+    desk = Desk(window=100_000)
+    desk.engine.capacity(desk.now_ms, 100_000)
+    desk.own(meta=CommitMeta(bound=3000), end=3000)
+    desk.records(*(record(x) for x in range(3000)))
+    ended = 0
+    for _ in range(200):
+        for commit in desk.acknowledge_commits():
+            assert all(len(text) <= 3072 for _, text in commit.offsets.values())
+        for sent in desk.results():
+            desk.acknowledge(sent.send_id)
+        for start in desk.starts():
+            ended += 1
+            desk.engine.finished(desk.now_ms, start.run_id, b"", None)
+        desk.take()
+        desk.after(110)
+    assert ended == 3000
+    assert desk.engine._owned[P0].finished.base == 3000

@@ -82,6 +82,7 @@ class Attempts:
         self._lingering: dict[int, Run] = {}
         self._next_run = 0
         self._busy = 0
+        self._done = 0
         self._isolated = 0
         self._draining = False
         self._now = 0
@@ -339,6 +340,7 @@ class Attempts:
         for item in run.items:
             item.own.finish(item)
             item.run = None  # no cycle is left for the garbage collector
+        self._done += 1
         run.state = RunState.DONE
         self._kill(run)
 

@@ -46,6 +46,7 @@ class Engine(Attempts):
         self._handovers: list[Handover] = []
         self._slots = 0
         self._dirty_since = 0
+        self._look_at_commits = False
         self._trim_at = 0
 
     # ---- what others may see ----
@@ -53,7 +54,10 @@ class Engine(Attempts):
     def take(self) -> list[Action]:
         """The actions decided since the last call, to be carried out in order."""
         self._dispatch()
-        self._commit()
+        if self._done and not self._dirty_since:
+            self._dirty_since = self._now
+        if self._look_at_commits or self._commits.waiting or self._done >= self.settings.commit_count:
+            self._commit()
         taken = self._actions[:]
         self._actions.clear()
         return taken
@@ -260,6 +264,7 @@ class Engine(Attempts):
     def tick(self, now_ms: int) -> None:
         """Does what is due by the clock."""
         self._now = now_ms
+        self._look_at_commits = True
         self._start_young()
         self._end_backoff()
         while self._delayed and self._delayed[0][0] <= now_ms:
@@ -279,13 +284,13 @@ class Engine(Attempts):
         self._turn_handovers()
 
     def _commit(self) -> None:
-        settings = self.settings
+        settings, done = self.settings, self._done
+        self._look_at_commits, self._done = False, 0
         dirty = [own for own in self._owned.values() if own.dirty and own.ready and not own.leaving]
         if dirty and not self._dirty_since:
             self._dirty_since = self._now
         due = dirty and (
-            self._now - self._dirty_since >= settings.commit_age_ms
-            or sum(own.dirty for own in dirty) >= settings.commit_count
+            self._now - self._dirty_since >= settings.commit_age_ms or done >= settings.commit_count
         )
         if (due or self._commits.waiting) and self._commits.issue(self._now, dirty):
             self._dirty_since = 0
@@ -312,21 +317,24 @@ class Engine(Attempts):
         """Begins up to a share of a partition's waiting records; whether any was taken from the queue."""
         if not own.ready or own.leaving or not own.queue:
             return False
-        queue, taken, ahead = own.queue, 0, self.settings.horizon
+        ahead = self.settings.horizon
+        if own.position + ahead // 2 > own.wanted:
+            own.wanted = own.position + ahead
+            self._commits.ask((own,), _nothing)
+        if own.full:
+            return False
+        queue, items, horizon, taken = own.queue, own.items, own.horizon, 0
         share = max(1, (self._slots - self._busy) // len(self._turn))
         while queue and taken < share and self._busy < self._slots:
             item = queue[0]
             offset = item.offset
-            if own.position + ahead // 2 > own.wanted:
-                own.wanted = own.position + ahead
-                self._commits.ask((own,), _nothing)
-            if offset >= own.horizon or own.full:
+            if offset >= horizon or (item.suspect and own.full):
                 break
             queue.popleft()
             record = item.record
             own.queued_bytes -= len(record.value or b"")
             taken += 1
-            if item.run is None and offset in own.items:
+            if item.run is None and offset in items:
                 self._begin(item, record)
         if own.paused:
             self._limit_intake(own)
@@ -431,6 +439,7 @@ class Engine(Attempts):
         def answered(ok: bool, _offset: int) -> None:
             if ok:
                 item.own.finish(item)
+                self._done += 1
             elif item.own.alive:
                 self._outbox.apart(SendDeadLetter(0, item.own.partition, record, reason), answered)
 
