@@ -14,6 +14,9 @@ import pytest
 from pelton_platform import process
 from support.local_platform import LocalPlatform, local_platform, wait_for
 
+# Processes of a whole platform start and stop here, which takes long on a busy machine.
+pytestmark = pytest.mark.timeout(400)
+
 VERSIONED = """
     import pelton
 
