@@ -320,28 +320,33 @@ class Checker:
                 self._break("deliveries", call_id, text)
 
     def _measure_takeover(self) -> None:
-        """How long calls in flight on a killed instance took to run again; counted suspects apart."""
-        first: list[float] = []
-        apart: list[float] = []
-        for hit in self._world.hits:
-            if hit.kind != "instance":
-                continue
+        """How long calls in flight on a killed instance took to run again.
+
+        Apart are those whose earlier delivery had been counted, which run one after the other, and those that
+        met a second fault before they ran again.
+        """
+        times: dict[str, list[float]] = {"takeover": [], "takeover, counted": [], "takeover, hit again": []}
+        kills = [hit for hit in self._world.hits if hit.kind == "instance"]
+        for hit in kills:
+            others = [other.at_ns for other in self._world.hits if other.kind != "executor"]
+            following = min((at for at in others if at > hit.at_ns), default=math.inf)
             for execution in hit.in_flight:
-                later = [
-                    each
-                    for each in self._world.ledger.by_call[execution.call_id]
-                    if each.begun_ns > hit.at_ns
-                ]
-                if later:
-                    again = min(later, key=lambda each: each.begun_ns)
-                    taken = (again.begun_ns - hit.at_ns) / 1e9
-                    (apart if again.delivery > 1 else first).append(taken)
+                begun = self._world.ledger.by_call[execution.call_id]
+                again = min(
+                    (each for each in begun if each.begun_ns > hit.at_ns),
+                    key=lambda each: each.begun_ns,
+                    default=None,
+                )
+                if again is not None:
+                    counted = "takeover, counted" if again.delivery > 1 else "takeover"
+                    kind = counted if again.begun_ns < following else "takeover, hit again"
+                    times[kind].append((again.begun_ns - hit.at_ns) / 1e9)
         figures = self._verdict.figures
-        for name, times in (("takeover", first), ("takeover of counted suspects", apart)):
-            figures[f"{name}: calls"] = len(times)
+        for name, found in times.items():
+            figures[f"{name}: calls"] = len(found)
             for share in (50, 99):
-                if times:
-                    figures[f"{name}: p{share} s"] = round(percentile(times, share), 2)
+                if found:
+                    figures[f"{name}: p{share} s"] = round(percentile(found, share), 2)
 
     def _break(self, promise: str, about: str, text: str) -> None:
         self._verdict.violations.append(Violation(promise, about, text))

@@ -16,8 +16,8 @@ _DESCRIBE_GROUPS: Final = 15
 _TIMEOUT_S: Final = 5.0
 
 
-def partitions_held(bootstrap_servers: str, groups: Sequence[str]) -> dict[str, list[int]]:
-    """How many partitions each member of each stable group holds.
+def partitions_held(bootstrap_servers: str, groups: Sequence[str]) -> dict[str, dict[str, int]]:
+    """How many partitions each member of each stable group holds, by the id the broker gave it.
 
     A group in the middle of a rebalance is left out, and all are when the broker does not answer.
     """
@@ -61,16 +61,17 @@ class _Reader:
         return self._data[self._at - size : self._at]
 
 
-def _described(answer: _Reader) -> dict[str, list[int]]:
-    found: dict[str, list[int]] = {}
+def _described(answer: _Reader) -> dict[str, dict[str, int]]:
+    found: dict[str, dict[str, int]] = {}
     answer.number("i")
     for _ in range(answer.number("i")):
         error, group, state = answer.number("h"), answer.some("h").decode(), answer.some("h")
         answer.some("h"), answer.some("h")
-        held = []
+        held = {}
         for _ in range(answer.number("i")):
-            answer.some("h"), answer.some("h"), answer.some("h"), answer.some("i")
-            held.append(_partitions(answer.some("i")))
+            member = answer.some("h").decode()
+            answer.some("h"), answer.some("h"), answer.some("i")
+            held[member] = _partitions(answer.some("i"))
         if error == 0 and state == b"Stable":
             found[group] = held
     return found

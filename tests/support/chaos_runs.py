@@ -102,15 +102,5 @@ def _through(
     wait_until(world.inputs_done, 60, "everything committed")
     late = AttachingReader(world, dice.sample(caller.sent, min(attached, total)), world.folder, "late")
     readers["late"] = late.seen(300)
-    # Counters are written every second.
-    written = time.time()
-    wait_until(lambda: all(_written(path) > written for path in _counters(world)), 10, "counters")
+    world.wait_counted()
     return Checker(world, caller.sent, readers, watch).check()
-
-
-def _counters(world: World) -> list[Path]:
-    return [worker.counters_path for worker in world.alive]
-
-
-def _written(path: Path) -> float:
-    return path.stat().st_mtime if path.exists() else 0.0

@@ -17,7 +17,6 @@ from pathlib import Path
 
 import psutil
 
-from pelton.core.call import InputPartition
 from pelton.core.offsets import initial_metadata
 from pelton.core.spec import ContainerSpec, FunctionKind, FunctionSpec, ParameterSpec
 from pelton.errors import TransportError
@@ -76,6 +75,8 @@ class World(Platform):
         self.ledger = ExecutedLedger(self.ledger_folder)
         self.hits: list[Hit] = []
         self.slots = 0
+        self._members: dict[str, frozenset[str]] = {}
+        self._before: dict[str, frozenset[str]] = {}
 
     # ---- deploying and starting ----
 
@@ -195,7 +196,16 @@ class World(Platform):
         """Whether each function's group has so many members, and they hold all partitions it shares out."""
         groups = {self.topics.group(name): spec.partitions for name, spec in self.specs.items()}
         held = partitions_held(self.config.bootstrap_servers, list(groups))
-        return all(len(held.get(group, ())) == count and sum(held[group]) == n for group, n in groups.items())
+        if not all(
+            len(held.get(group, ())) == count and sum(held[group].values()) == n
+            for group, n in groups.items()
+        ):
+            return False
+        members = {group: frozenset(held[group]) for group in groups}
+        if any(members[group] == self._before.get(group) for group in groups):
+            return False  # the group has not noticed yet that one of them is dead
+        self._members = members
+        return True
 
     def wait_settled(self, count: int, seconds: float = 90.0) -> None:
         """Waits until `count` members hold all partitions."""
@@ -221,6 +231,16 @@ class World(Platform):
             total.update(worker.counters)
         return total
 
+    def wait_counted(self) -> None:
+        """Waits until each living instance has written down what it counted; it does so every second."""
+        now = time.time()
+
+        def written() -> bool:
+            paths = [worker.counters_path for worker in self.alive]
+            return all(path.exists() and path.stat().st_mtime > now for path in paths)
+
+        wait_until(written, 20, "counters written")
+
     # ---- faults ----
 
     def kill_executor(self, worker: Worker, pid: int) -> Hit:
@@ -237,6 +257,7 @@ class World(Platform):
         hit = self._stop_all("instance", worker)
         hit.over_ns = hit.at_ns
         worker.kill()
+        self._before = self._members
         self.hits.append(hit)
         return hit
 
@@ -276,13 +297,17 @@ class World(Platform):
     def inputs_done(self) -> bool:
         """Whether every input record of every function is committed as finished."""
         try:
-            return all(self.all_done(function) for function in self.specs)
+            return all(self._is_done(function) for function in self.specs)
         except TransportError:
             return False
 
-    def place_names(self, function: str) -> dict[tuple[str, int], InputPartition]:
-        """Input partitions by the names of their topics."""
-        return {place: partition for partition, place in self.places(function).items()}
+    def _is_done(self, function: str) -> bool:
+        places = self.places(function)
+        ends, committed = self.admin.ends(list(places.values())), self.committed(function)
+        return all(
+            partition in committed and committed[partition][0] == ends[place]
+            for partition, place in places.items()
+        )
 
 
 def _signal(pid: int, number: signal.Signals) -> None:
