@@ -140,7 +140,7 @@ def test_platform_in_the_foreground_stops_cleanly(idle: LocalPlatform) -> None:
         "Apache Kafka at 127.0.0.1:",
         "ready after",
         "Ctrl-C",
-        "greet: version 1, 1 ready",
+        "greet: version 1, 1 ",
         "stopped",
     ):
         assert words in stderr

@@ -177,3 +177,13 @@ def test_deploy_data_written_beside_the_sources_is_left_alone(sources: Path, she
     bundle = bundles.store(sources, shelf, KEYRING)
     (bundle.folder / "state.sqlite").write_text("rows")
     assert bundles.verify(bundle.digest, shelf, KEYRING) == bundle.folder
+
+
+def test_deploy_bundle_leaves_the_platforms_home_out(sources: Path) -> None:
+    """A home folder among the sources, with its broker's data and the store itself, is not a source."""
+    shelf = sources / "platform-home" / "bundles"
+    shelf.mkdir(parents=True)
+    (shelf.parent / "records.log").write_text("data of the broker")
+    first = bundles.store(sources, shelf, KEYRING)
+    assert not [name for name in files_of(first.folder) if name.startswith("platform-home")]
+    assert not bundles.store(sources, shelf, KEYRING).new

@@ -63,10 +63,11 @@ class Bundle:
     new: bool
 
 
-def list_sources(folder: Path) -> Iterator[Path]:
+def list_sources(folder: Path, home: Path | None = None) -> Iterator[Path]:
     """Yield the files and links of a folder that belong to a snapshot, sorted.
 
-    Left out: hidden names, caches, virtual environments, compiled Python, sockets and the like.
+    Left out: hidden names, caches, virtual environments, compiled Python, sockets and the like, and the home
+    folder of the platform, should it lie in this one.
     """
     for name in sorted(os.listdir(folder)):
         path = folder / name
@@ -74,8 +75,8 @@ def list_sources(folder: Path) -> Iterator[Path]:
             continue
         kind = path.lstat().st_mode
         if stat.S_ISDIR(kind):
-            if name not in _SKIPPED_FOLDERS and not (path / "pyvenv.cfg").exists():
-                yield from list_sources(path)
+            if name not in _SKIPPED_FOLDERS and path != home and not (path / "pyvenv.cfg").exists():
+                yield from list_sources(path, home)
         elif stat.S_ISREG(kind) or stat.S_ISLNK(kind):
             yield path
 
@@ -92,7 +93,7 @@ def store(folder: Path, bundles: Path, keyring: Keyring, limit_bytes: int = DEFA
     Raises:
         DeployError: The folder is too large, or a link leaves it.
     """
-    paths = list(list_sources(folder))
+    paths = list(list_sources(folder, home=bundles.parent))
     _check_size(folder, paths, limit_bytes)
     draft = Path(tempfile.mkdtemp(dir=bundles, prefix=".draft-"))
     try:
