@@ -9,10 +9,12 @@ import pytest
 
 from support.chaos_bugs import BUGS
 from support.chaos_checker import Verdict
+from support.chaos_cluster import running_cluster
 from support.chaos_scenes import (
     deadly_call,
     failing_call,
     killed_in_flight,
+    leader_lost,
     lone_executor_killed,
     results_refused,
     stream_cut,
@@ -69,6 +71,20 @@ def test_chaos_checker_finds_the_bug_and_nothing_else(
         assert promise in verdict.broken(), str(verdict)
     else:
         assert not verdict.violations, str(verdict)
+
+
+@pytest.mark.chaos_long
+@pytest.mark.timeout(180)
+@pytest.mark.parametrize("bug", ["acks=1", ""])
+def test_chaos_checker_finds_records_that_one_replica_alone_acknowledged(tmp_path: Path, bug: str) -> None:
+    """What only a leader had is lost with it; with all replicas asked nothing is."""
+    with running_cluster(tmp_path / "cluster") as cluster:
+        verdict = leader_lost(cluster, tmp_path / "world", bug)
+    if bug:
+        assert "lost" in verdict.broken(), str(verdict)
+    else:
+        assert "lost" not in verdict.broken(), str(verdict)
+        assert "commit" not in verdict.broken(), str(verdict)
 
 
 def test_chaos_each_bug_has_a_test() -> None:

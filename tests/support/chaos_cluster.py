@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import signal
 import subprocess
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final
 
+from confluent_kafka.admin import AdminClient
+from confluent_kafka.cimpl import NewTopic
+
+from pelton.protocol.topics import TopicPlan
+from pelton.transport.kafka.readiness import cluster_ready
 from pelton_platform import process
 from pelton_platform.embedded import resolve
 from pelton_platform.embedded.cache import Installation, java_environment
 from pelton_platform.embedded.jvm import BROKER_CLASS, archive_flags, java_command
 from pelton_platform.embedded.properties import RECORDS_FOLDER, broker_properties, render
 from pelton_platform.embedded.storage import format_storage, new_id
-from pelton.transport.kafka.readiness import cluster_ready
 from support.worker_instance import wait_until
 
 HOST: Final = "127.0.0.1"
@@ -94,7 +98,7 @@ class Cluster:
     """A controller, and two brokers that replicate for each other.
 
     Attributes:
-        leader: the broker started first: it leads what is made with `placed`, and keeps the offsets of groups.
+        leader: the broker started first: it leads what `lead_first` makes, and keeps the offsets of groups.
         follower: the other one.
         bootstrap_servers: both brokers.
     """
@@ -122,6 +126,33 @@ class Cluster:
         cluster = new_id()
         for node in nodes:
             node.format(cluster)
+
+    def lead_first(self, plans: Iterable[TopicPlan]) -> None:
+        """Makes topics that both brokers have and the first one leads."""
+        admin = AdminClient({"bootstrap.servers": self.bootstrap_servers})
+        topics = [
+            NewTopic(
+                plan.name,
+                plan.partitions,
+                replica_assignment=[[self.leader.number, self.follower.number]] * plan.partitions,
+                config=dict(plan.configs),
+            )
+            for plan in plans
+        ]
+        for future in admin.create_topics(topics).values():
+            future.result(20)
+
+    def leaders(self, topic: str) -> set[int]:
+        """Who leads the partitions of a topic."""
+        admin = AdminClient({"bootstrap.servers": f"{HOST}:{self._ports[self.follower.number]}"})
+        return {part.leader for part in admin.list_topics(topic, 5).topics[topic].partitions.values()}
+
+    def in_sync(self, topic: str) -> bool:
+        """Whether both brokers have all of a topic."""
+        admin = AdminClient({"bootstrap.servers": self.bootstrap_servers})
+        return all(
+            len(part.isrs) == 2 for part in admin.list_topics(topic, 5).topics[topic].partitions.values()
+        )
 
     def await_broker(self, node: Node) -> None:
         """Waits until a broker answers."""

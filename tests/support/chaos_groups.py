@@ -2,7 +2,7 @@
 
 The library's request for this ends the whole process when the broker goes away at the wrong moment (see
 `pelton.transport.kafka.offsets`), so that a test which kills brokers asks for itself: Kafka's DescribeGroups
-in its first version, of the one broker there is.
+in its first version, of the first broker named.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ def partitions_held(bootstrap_servers: str, groups: Sequence[str]) -> dict[str, 
 
     A group in the middle of a rebalance is left out, and all are when the broker does not answer.
     """
-    host, _, port = bootstrap_servers.rpartition(":")
+    host, _, port = bootstrap_servers.split(",")[0].rpartition(":")
     request = struct.pack(">hhih", _DESCRIBE_GROUPS, 0, 1, -1) + struct.pack(">i", len(groups))
     request += b"".join(struct.pack(">h", len(group)) + group.encode() for group in groups)
     try:

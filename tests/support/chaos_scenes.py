@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import signal
 import time
+from pathlib import Path
 from typing import Any
 
 from pelton.core.call import call_id_text
+from pelton.protocol.topics import Control
 from support.chaos_checker import Checker, Verdict
+from support.chaos_cluster import Cluster
 from support.chaos_ledgers import Sent
 from support.chaos_watch import Watch
-from support.chaos_world import World
+from support.chaos_world import Hit, World, world_on
 from support.worker_instance import Worker, wait_until
 
 SETTLE_S = 40.0
@@ -37,10 +41,15 @@ def _executions(world: World) -> list[Any]:
     return list(world.ledger.executions.values())
 
 
-def judged(world: World, sent: list[Sent], watch: Watch | None = None) -> Verdict:
-    """Waits until everything is committed, which a broken rule may prevent, and judges."""
+def judged(world: World, sent: list[Sent], watch: Watch | None = None, *, again: bool = False) -> Verdict:
+    """Waits until everything is committed, which a broken rule may prevent, and judges.
+
+    With `again` an instance that ended by itself is replaced.
+    """
     deadline = time.monotonic() + SETTLE_S
     while not world.inputs_done() and time.monotonic() < deadline:
+        if again and not world.alive:
+            world.start()
         time.sleep(0.1)
     world.wait_counted()
     return Checker(world, sent, {}, watch).check()
@@ -108,6 +117,38 @@ def results_refused(world: World) -> Verdict:
     world.admin.create_topics(world.topics.topic_plans_for_function(world.specs["quick"], 1))
     world.start()
     return judged(world, sent)
+
+
+def leader_lost(cluster: Cluster, folder: Path, bug: str) -> Verdict:
+    """Results are acknowledged while the follower stands still; then their leader is killed."""
+    with world_on(cluster.bootstrap_servers, folder, bug) as world:
+        # The offsets of groups come to life on the only broker there is now.
+        world.admin.committed("nobody", [(world.topics.control(Control.LOGS), 0)])
+        cluster.follower.start()
+        cluster.await_broker(cluster.follower)
+        world.deploy_ledgers("quick", prepare=cluster.lead_first)
+        worker = world.start()
+        world.wait_settled(1)
+        sent = [call(world, number, hold_ms=2000) for number in range(8)]
+        results = world.topics.results("quick")
+        wait_until(lambda: cluster.in_sync(results), 20, "both brokers have all")
+        wait_until(lambda: executing(world, 8), 30, "all calls run")
+        cluster.follower.signal(signal.SIGSTOP)
+        try:
+            wait_until(lambda: ended(world, 8), 10, "all calls have ended")
+            written = worker.counters_path.stat().st_mtime
+            # Counted once more: a commit that was to come has come by then.
+            wait_until(
+                lambda: worker.counters_path.stat().st_mtime > written + 0.5, 5, "some time has passed"
+            )
+            cluster.leader.kill()
+        finally:
+            cluster.follower.signal(signal.SIGCONT)
+        wait_until(lambda: cluster.leaders(results) == {cluster.follower.number}, 60, "the follower leads")
+        cluster.leader.start()
+        cluster.await_broker(cluster.leader)
+        world.hits.append(Hit("broker kill"))
+        return judged(world, sent, again=True)
 
 
 def deadly_call(world: World) -> Verdict:

@@ -21,7 +21,7 @@ from pelton.core.offsets import initial_metadata
 from pelton.core.spec import ContainerSpec, FunctionKind, FunctionSpec, ParameterSpec
 from pelton.errors import TransportError
 from pelton.protocol.codec import encode_container_spec, encode_function_spec
-from pelton.protocol.topics import Control, spec_key
+from pelton.protocol.topics import Control, TopicPlan, spec_key
 from pelton_platform import process
 from support.chaos_groups import partitions_held
 from support.chaos_ledgers import SOURCE, ExecutedLedger, Execution
@@ -81,9 +81,14 @@ class World(Platform):
     # ---- deploying and starting ----
 
     def deploy_ledgers(
-        self, *names: str, slots: int = 8, partitions: int = 8, copies: int = 1, max_attempts: int = 3
+        self,
+        *names: str,
+        slots: int = 8,
+        partitions: int = 8,
+        max_attempts: int = 3,
+        prepare: Callable[[list[TopicPlan]], None] | None = None,
     ) -> None:
-        """Writes the specs of functions of the ledgers' code."""
+        """Writes the specs of functions of the ledgers' code; `prepare` makes their topics in its own way."""
         self.slots = slots
         bundle = uuid.uuid4().hex
         home = self.folder / "bundles" / bundle
@@ -107,7 +112,8 @@ class World(Platform):
                 max_attempts=max_attempts,
             )
             self.specs[name] = spec
-            self.admin.create_topics(self.topics.topic_plans_for_function(spec, copies))
+            plans = list(self.topics.topic_plans_for_function(spec, 1))
+            (prepare or self.admin.create_topics)(plans)
             self.admin.commit_for_idle_group(
                 self.topics.group(name),
                 {place: (0, initial_metadata()) for place in self.places(name).values()},
