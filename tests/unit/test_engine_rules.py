@@ -127,6 +127,21 @@ def test_a_suspect_is_counted_and_announced_before_it_runs() -> None:
     assert not start.isolated
 
 
+def test_what_came_after_the_assignment_is_no_suspect() -> None:
+    """Below the bound, but not in the log when the partition came: no count; only a stream is fenced."""
+    desk = Desk()
+    desk.own(meta=CommitMeta(bound=4000), end=1)
+    desk.records(record(0), record(1))
+    assert [start.call_id for start in desk.starts()] == [call_id(1)]
+    assert desk.committed(desk.acknowledge_commits())[1].counts == {0: 1}
+    stream = Desk(streams=True)
+    stream.own(meta=CommitMeta(bound=4000), end=0)
+    stream.records(record(0))
+    assert stream.starts() == []
+    (reset,) = stream.results()
+    assert reset.result.kind is ResultKind.RESET
+
+
 def test_a_suspect_with_a_count_runs_alone() -> None:
     """One record with a prior count at a time per instance, in an executor of its own, beside fresh calls."""
     desk = Desk()

@@ -368,7 +368,8 @@ class Engine(Attempts):
         run = self._new_run(item, key)
         run.slot = True
         self._busy += 1
-        if self.settings.streams and headers.attempt > 1:
+        if self.settings.streams and (headers.attempt > 1 or item.offset < item.own.bound):
+            # A frozen former owner may still have streamed what came after this assignment.
             self._fence(run, dead=False)
         else:
             self._start(run)

@@ -27,7 +27,8 @@ class Owned:
         ready: its epoch is committed; before that nothing is dispatched.
         leaving: being revoked; nothing more is dispatched.
         epoch: owner epoch, in every token.
-        bound: records below it may have run before this assignment.
+        bound: records below it may have run, or may run at a former owner that does not know it is one.
+        counted_below: records below it were in the log at the assignment: they are suspects.
         horizon: committed horizon; nothing at or above it is dispatched.
         wanted: horizon asked for by the next commit.
         finished: which records are finished.
@@ -46,6 +47,7 @@ class Owned:
         "alive",
         "bound",
         "committed",
+        "counted_below",
         "counts",
         "dirty",
         "epoch",
@@ -83,6 +85,8 @@ class Owned:
         self.leaving = False
         self.epoch = max(meta.epoch + 1, now_ms)
         self.bound = meta.bound
+        # Who died before this assignment dispatched nothing that came after it; only who is frozen still may.
+        self.counted_below = min(meta.bound, log_end)
         self.horizon = meta.bound
         self.wanted = max(meta.bound, offset + ahead)
         self.finished = FinishedRuns(offset, meta.finished)
@@ -120,7 +124,7 @@ class Owned:
         if offset < self.restored_end and (offset in self.items or offset in self.finished):
             return None
         headers = record.headers
-        suspect = offset < self.bound or (headers is not None and headers.may_have_run is not None)
+        suspect = offset < self.counted_below or (headers is not None and headers.may_have_run is not None)
         item = Item(self, offset, record, suspect)
         self.items[offset] = item
         return item
