@@ -353,24 +353,17 @@ class Checker:
 
 
 def _unexplained(by_call: Mapping[str, list[Execution]], hits: Sequence[Hit]) -> list[Execution]:
-    """Executions that were run again though nothing was done to what ran the call, then or later.
-
-    A frozen owner that wakes up may run once more what another one ran meanwhile: then the last execution is
-    the one that a fault explains.
-    """
+    """Executions that were run again though nothing was done to what ran them."""
     struck_pids = {pid for hit in hits if hit.kind == "executor" for pid in hit.pids}
     struck = {hit.target for hit in hits if hit.kind in ("instance", "freeze")}
     outages = [(hit.at_ns, hit.over_ns) for hit in hits if hit.kind.startswith("broker")]
-
-    def touched(each: Execution) -> bool:
-        ended = each.ended_ns or each.begun_ns
-        near = any(at - 5e9 <= ended and each.begun_ns <= over + 15e9 for at, over in outages)
-        return near or each.pid in struck_pids or each.instance in struck
-
     found = []
     for executions in by_call.values():
-        if len(executions) > 1 and not any(touched(each) for each in executions):
-            found.extend(sorted(executions, key=lambda one: one.begun_ns)[:-1])
+        for each in sorted(executions, key=lambda one: one.begun_ns)[:-1]:
+            ended = each.ended_ns or each.begun_ns
+            near = any(at - 5e9 <= ended and each.begun_ns <= over + 15e9 for at, over in outages)
+            if each.pid not in struck_pids and each.instance not in struck and not near:
+                found.append(each)
     return found
 
 
