@@ -392,7 +392,11 @@ def _dying_with(parent: int, command: list[str]) -> list[str]:
 
 
 def _look(pid: int) -> tuple[str, bool] | None:
-    """Return (birth, is a zombie) of the process that has this pid now."""
+    """Return (birth, is a zombie) of the process that has this pid now.
+
+    On Linux a process whose first thread has ended is marked as a zombie while others of its threads still
+    run, or die, and hold its ports and files: such a one is no zombie yet.
+    """
     if not _LINUX:
         try:
             process = psutil.Process(pid)
@@ -405,7 +409,8 @@ def _look(pid: int) -> tuple[str, bool] | None:
         return None
     # The second field is the program's name in brackets and may hold anything, brackets and blanks too.
     fields = stat[stat.rindex(")") + 2 :].split()
-    return f"{_boot_id()}:{fields[19]}", fields[0] in "ZX"
+    threads = int(fields[17])
+    return f"{_boot_id()}:{fields[19]}", fields[0] in "ZX" and threads <= 1
 
 
 def _boot_id() -> str:

@@ -124,11 +124,12 @@ def test_coordinator_user_code_that_holds_the_interpreter_harms_nobody_else(plat
 
 def test_coordinator_a_second_instance_takes_over_from_a_killed_one(platform: Platform) -> None:
     """Calls in flight on an instance that is killed begin again elsewhere within 10 s and end once."""
-    platform.deploy(SOURCE, {"work": FunctionKind.SYNC}, slots=8)
+    platform.deploy(SOURCE, {"work": FunctionKind.SYNC}, slots=12)  # room for all, however they fall
     first, second = platform.start_ready(), platform.start_ready()
     wait_until(lambda: len(platform.owners("work")) == 2)
     ids = platform.submit("work", [(f"w{number}", 3.0) for number in range(12)])
     wait_until(lambda: len(platform.ran("begin w")) == 12)
+    assert not platform.ran("end w")
     running = [line.split()[1] for line in platform.ran("begin") if first.name in line]
     identities = [identity for pid in executors(platform, first) if (identity := process.identify(pid))]
     first.kill()

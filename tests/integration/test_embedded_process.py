@@ -107,6 +107,33 @@ def test_embedded_zombie_counts_as_gone(children: list[subprocess.Popen[bytes]])
     assert not process.is_alive(identity)
 
 
+@pytest.mark.skipif(
+    sys.platform != "linux", reason="only Linux shows a process as a zombie while threads run"
+)
+def test_embedded_process_lives_while_a_thread_does(children: list[subprocess.Popen[bytes]]) -> None:
+    """A process whose first thread ended while another holds a port is not gone before the port is free."""
+    port = process.free_port()
+    program = (
+        "import ctypes,socket,threading,time\n"
+        f"s=socket.create_server(('127.0.0.1',{port}))\n"
+        "threading.Thread(target=time.sleep,args=(60,)).start()\n"
+        "print('ready',flush=True); ctypes.CDLL(None).pthread_exit(None)"
+    )
+    child = process.spawn([sys.executable, "-c", program], stdout=subprocess.PIPE)
+    children.append(child)
+    identity = identity_of(child)
+    assert child.stdout is not None
+    assert child.stdout.readline() == b"ready\n"
+    stat = Path("/proc", str(child.pid), "stat")
+    wait_until(lambda: stat.read_text().rpartition(")")[2].split()[0] == "Z")
+    assert process.is_alive(identity)
+    assert not process.wait_gone(identity, 0.05)
+    assert not process.port_is_free(port)
+    child.kill()
+    assert process.wait_gone(identity, 10.0)
+    assert process.port_is_free(port)
+
+
 def test_embedded_wait_gone_says_when_time_is_over(children: list[subprocess.Popen[bytes]]) -> None:
     """Waiting for a process that runs on returns False."""
     assert process.wait_gone(identity_of(start(children, OBEDIENT)), 0.05) is False
