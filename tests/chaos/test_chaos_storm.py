@@ -27,7 +27,6 @@ def judge(verdict: Verdict, *, kills: int, freezes: int) -> None:
     assert figures.get("takeover: p99 s", 0) <= 10, str(verdict)
 
 
-@pytest.mark.chaos_long
 @pytest.mark.timeout(240)
 def test_chaos_short_storm_loses_nothing(chaos_broker: Broker, tmp_path: Path) -> None:
     """2,000 calls, a fifth streams, through kills, a freeze and a broker's death keep every promise."""

@@ -6,7 +6,7 @@ import math
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Final
 
 from pelton.client.failures import error_of
 from pelton.core.call import CallId, DeadLetter, Failure, Result, ResultKind, call_id_text
@@ -18,6 +18,9 @@ from pelton.transport.log import Place
 from support.chaos_ledgers import Execution, Seen, Sent
 from support.chaos_watch import Glance, Watch
 from support.chaos_world import Hit, World
+
+WOKEN_NS: Final = 6_000_000_000
+"""How long an owner that woke may begin what it had taken in: it hears that it is out within a session."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,10 +84,12 @@ class Verdict:
     Attributes:
         violations: promises broken.
         figures: what was counted.
+        notes: what a figure should be read with.
     """
 
     violations: list[Violation] = field(default_factory=list)
     figures: dict[str, float] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
 
     def broken(self) -> set[str]:
         """The promises that were broken, in a word each."""
@@ -93,6 +98,7 @@ class Verdict:
     def __str__(self) -> str:
         counts = Counter(violation.promise for violation in self.violations)
         lines = [f"{name}: {value:g}" for name, value in self.figures.items()]
+        lines += self.notes
         lines += [f"BROKEN {promise}: {count}" for promise, count in counts.items()]
         lines += [f"  {each.promise} {each.about}: {each.text}" for each in self.violations[:20]]
         return "\n".join(lines)
@@ -308,7 +314,11 @@ class Checker:
             [truth for truth in self._truth.values() if truth.failure and truth.failure.code == "UNAVAILABLE"]
         )
         figures["executions again"] = executions - len([each for each in ledger.by_call.values() if each])
-        figures["again without a fault"] = len(_unexplained(ledger.by_call, world.hits))
+        again = _Again(world.hits)
+        unexplained = again.unexplained(ledger.by_call)
+        figures["again by a woken owner"] = again.woken
+        figures["again without a fault"] = len(unexplained)
+        self._verdict.notes += [f"again without a fault: {text}" for text in unexplained]
         for kind in sorted({hit.kind for hit in world.hits}):
             figures[f"hits: {kind}"] = len([hit for hit in world.hits if hit.kind == kind])
         if executions > bound:
@@ -352,19 +362,48 @@ class Checker:
         self._verdict.violations.append(Violation(promise, about, text))
 
 
-def _unexplained(by_call: Mapping[str, list[Execution]], hits: Sequence[Hit]) -> list[Execution]:
-    """Executions that were run again though nothing was done to what ran them."""
-    struck_pids = {pid for hit in hits if hit.kind == "executor" for pid in hit.pids}
-    struck = {hit.target for hit in hits if hit.kind in ("instance", "freeze")}
-    outages = [(hit.at_ns, hit.over_ns) for hit in hits if hit.kind.startswith("broker")]
-    found = []
-    for executions in by_call.values():
-        for each in sorted(executions, key=lambda one: one.begun_ns)[:-1]:
-            ended = each.ended_ns or each.begun_ns
-            near = any(at - 5e9 <= ended and each.begun_ns <= over + 15e9 for at, over in outages)
-            if each.pid not in struck_pids and each.instance not in struck and not near:
-                found.append(each)
-    return found
+class _Again:
+    """Says which executions were run again though nothing was done to what ran them.
+
+    Args:
+        hits: the faults of the run.
+
+    Attributes:
+        woken: executions that a woken owner began although another owner had run the call already: what it
+            had taken in before it froze, until the group tells it that it is out.
+    """
+
+    def __init__(self, hits: Sequence[Hit]) -> None:
+        self._pids = {pid for hit in hits if hit.kind == "executor" for pid in hit.pids}
+        self._struck = {hit.target for hit in hits if hit.kind in ("instance", "freeze")}
+        self._frozen = [hit for hit in hits if hit.kind == "freeze"]
+        self._outages = [(hit.at_ns, hit.over_ns) for hit in hits if hit.kind.startswith("broker")]
+        self.woken = 0
+
+    def unexplained(self, by_call: Mapping[str, list[Execution]]) -> list[str]:
+        """A line for each of them."""
+        found = []
+        for call_id, executions in by_call.items():
+            ordered = sorted(executions, key=lambda one: one.begun_ns)
+            for each, following in zip(ordered, ordered[1:], strict=False):
+                if self._is_struck(each):
+                    continue
+                if self._is_woken(following):
+                    self.woken += 1
+                    continue
+                found.append(f"{call_id}: {each}, then {following}")
+        return found
+
+    def _is_struck(self, each: Execution) -> bool:
+        ended = each.ended_ns or each.begun_ns
+        near = any(at - 5e9 <= ended and each.begun_ns <= over + 15e9 for at, over in self._outages)
+        return each.pid in self._pids or each.instance in self._struck or near
+
+    def _is_woken(self, each: Execution) -> bool:
+        return any(
+            hit.target == each.instance and hit.at_ns <= each.begun_ns <= hit.over_ns + WOKEN_NS
+            for hit in self._frozen
+        )
 
 
 class _Finished:

@@ -42,6 +42,11 @@ def table(seed: int, counts: Mapping[str, int]) -> list[Fault]:
     return [Fault(kind, dice.randrange(1 << 30)) for kind in kinds]
 
 
+def first_share(total: int, faults: int) -> int:
+    """How many calls are made before the first fault; with each fault and after the last go as many."""
+    return total // (faults + 2)
+
+
 class Storm:
     """Does the faults of a table while a caller calls, and brings everything back after each.
 
@@ -62,6 +67,7 @@ class Storm:
         self._total = total
         self._say = say
         self._count = len(world.alive)
+        self._share = 0
 
     def run(self, faults: Sequence[Fault]) -> None:
         """Does all of them."""
@@ -73,7 +79,7 @@ class Storm:
             "broker restart": self._restart_broker,
         }
         for done, fault in enumerate(faults):
-            self._caller.allow(self._total * (done + 1) // (len(faults) + 1))
+            self._share = first_share(self._total, len(faults)) * (done + 2)
             began = time.monotonic()
             hit = doers[fault.kind](fault)
             what = (
@@ -87,7 +93,12 @@ class Storm:
     # ---- what can be hit ----
 
     def _busy_instance(self, dice: int) -> Worker:
-        """An instance with calls in flight; any after a time."""
+        """An instance with calls in flight; any after a time.
+
+        The share of calls that goes with a fault is let go now, when all is in place: before, it would have
+        ended while the group settled.
+        """
+        self._caller.allow(self._share)
         found: list[Worker] = []
 
         def look() -> bool:
@@ -119,7 +130,9 @@ class Storm:
         world = self._world
         world.mend(self._count)
         worker = self._busy_instance(fault.dice)
-        hit = world.freeze_instance(worker, executors=bool(fault.dice & 1))
+        # In the first one all stand still; in others executors may end calls that nobody hears of.
+        first = not any(hit.kind == "freeze" for hit in world.hits)
+        hit = world.freeze_instance(worker, executors=first or bool(fault.dice & 1))
         try:
             began = time.monotonic()
             world.wait_settled(self._count - 1)
@@ -140,6 +153,7 @@ class Storm:
 
     def _bounce(self, kind: str, end: Callable[[], None]) -> None:
         self._world.mend(self._count)
+        self._caller.allow(self._share)
 
         def bounce() -> None:
             end()

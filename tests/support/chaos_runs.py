@@ -12,7 +12,7 @@ from pathlib import Path
 import pelton
 from support.chaos_callers import AttachingReader, Caller
 from support.chaos_checker import Checker, Verdict, busy_share
-from support.chaos_faults import Storm, table
+from support.chaos_faults import Storm, first_share, table
 from support.chaos_ledgers import Seen
 from support.chaos_watch import Watch
 from support.chaos_world import World, world_on
@@ -89,12 +89,15 @@ def _through(
     attached: int,
 ) -> Verdict:
     dice = random.Random(seed)
+    plan = table(seed, faults)
+    first = first_share(total, len(plan))
+    caller.allow(first)
     caller.start()
-    wait_until(lambda: caller.ended >= min(50, total // 10), 60, "the first calls")
+    wait_until(lambda: caller.ended >= first // 2, 60, "the first calls")
     sample = [call for call in list(caller.sent)[-attached:] if call.call_id]
     live = AttachingReader(world, sample, world.folder, "live")
     try:
-        Storm(world, broker, caller, total, say).run(table(seed, faults))
+        Storm(world, broker, caller, total, say).run(plan)
         caller.finish(180)
         readers: dict[str, Mapping[str, Seen]] = {"caller": caller.seen, "live": live.seen(240)}
     finally:

@@ -263,6 +263,9 @@ class World(Platform):
         hit = self._stop_all("instance", worker)
         hit.over_ns = hit.at_ns
         worker.kill()
+        # A child that was stopped before it asked to die with its parent goes on, looks, and ends.
+        for pid in hit.pids:
+            _signal(pid, signal.SIGCONT)
         self._before = self._members
         self.hits.append(hit)
         return hit
@@ -277,11 +280,21 @@ class World(Platform):
         return hit
 
     def wake(self, worker: Worker, hit: Hit) -> None:
-        """SIGCONT to all of a frozen instance."""
-        for pid in hit.pids:
-            _signal(pid, signal.SIGCONT)
+        """SIGCONT to all of a frozen instance.
+
+        Executors follow when the instance has heard that it is out: what they end then it may not use.
+        """
+        before = worker.counters.get("dropped_runs", 0)
         worker.thaw()
         hit.over_ns = time.monotonic_ns()
+        try:
+            if hit.in_flight:
+                wait_until(
+                    lambda: worker.counters.get("dropped_runs", 0) > before, 15, "its runs are dropped"
+                )
+        finally:
+            for pid in hit.pids:
+                _signal(pid, signal.SIGCONT)
 
     def _stop_all(self, kind: str, worker: Worker) -> Hit:
         _freeze(worker.child.pid)
