@@ -6,6 +6,7 @@ import math
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from typing import Any, Final
 
 from pelton.client.failures import error_of
@@ -385,7 +386,7 @@ class _Again:
         found = []
         for call_id, executions in by_call.items():
             ordered = sorted(executions, key=lambda one: one.begun_ns)
-            for each, following in zip(ordered, ordered[1:], strict=False):
+            for each, following in pairwise(ordered):
                 if self._is_struck(each):
                     continue
                 if self._is_woken(following):
