@@ -17,6 +17,9 @@ TABLES = (
         pid INTEGER NOT NULL, at DOUBLE PRECISION NOT NULL)""",
 )
 
+LOCKED_S = 60.0
+"""How long a statement waits for others who write to the SQLite file."""
+
 
 class Database:
     """One connection per thread; every attempt and every label is a row of its own, so that nothing hides."""
@@ -69,8 +72,17 @@ class Database:
             import psycopg
 
             return psycopg.connect(self._url)
-        connection = sqlite3.connect(self._path, timeout=60)
-        connection.execute("PRAGMA journal_mode=WAL")
+        connection = sqlite3.connect(self._path, timeout=LOCKED_S)
+        deadline = time.monotonic() + LOCKED_S
+        while True:
+            try:
+                connection.execute("PRAGMA journal_mode=WAL")
+                break
+            except sqlite3.OperationalError:
+                # Two who make a new file at once: this statement alone does not wait for the other's lock.
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(0.01)
         connection.execute("PRAGMA synchronous=NORMAL")
         return connection
 
