@@ -413,17 +413,39 @@ def test_transport_directory_takes_signed_specs_alone(
     assert signed.wait(lambda: signed.function("guarded") is None, 20)
 
 
-def test_transport_directory_without_a_key_takes_specs_as_data(platform: KafkaPlatform) -> None:
-    """A client that holds no key reads what is sealed, whoever sealed it, and still no unsealed bytes."""
+def test_transport_directory_without_a_key_takes_specs_as_data(
+    platform: KafkaPlatform, tmp_path: Path
+) -> None:
+    """A client that has no key reads what is sealed, whoever sealed it, and still no unsealed bytes."""
     spec = function_spec("open")
     stranger = Keyring([Key("f" * 8, b"s" * 32)], "transport")
     sealed = stranger.seal("function-spec", encode_function_spec(spec))
     platform.put(Control.FUNCTIONS, spec_key("open"), sealed)
     platform.put(Control.FUNCTIONS, spec_key("bare"), encode_function_spec(function_spec("bare")))
-    directory = KafkaDirectory(platform.config)
+    directory = KafkaDirectory(replace(platform.config, home=tmp_path))
     assert directory.function("open") == spec
     assert directory.function("bare") is None
     directory.close()
+
+
+def test_transport_directory_verifies_with_the_key_of_the_home_folder(
+    platform: KafkaPlatform, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A client that names no key file takes what the key at home signed, and names the key otherwise."""
+    (tmp_path / "keys").mkdir()
+    platform.keyring.save(tmp_path / "keys" / "transport.json")
+    stranger = Keyring([Key("f" * 8, b"s" * 32)], "transport")
+    for name, ring in {"ours": platform.keyring, "theirs": stranger}.items():
+        sealed = ring.seal("function-spec", encode_function_spec(function_spec(name)))
+        platform.put(Control.FUNCTIONS, spec_key(name), sealed)
+    with caplog.at_level(logging.ERROR, "pelton.transport"):
+        directory = KafkaDirectory(replace(platform.config, home=tmp_path))
+    assert directory.function("ours") == function_spec("ours")
+    assert directory.function("theirs") is None
+    directory.close()
+    assert any(
+        str(tmp_path) in text and "PELTON_KEY_FILE" in text and "theirs" in text for text in caplog.messages
+    )
 
 
 def test_transport_key_file_that_does_not_fit_is_refused(platform: KafkaPlatform, tmp_path: Path) -> None:

@@ -11,8 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from pelton.errors import PlatformNotRunning
-from pelton.transport.config import ConnectionConfig, find_context
+from pelton.errors import PlatformNotRunning, SignatureError
+from pelton.protocol.signing import Keyring
+from pelton.transport.config import ConnectionConfig, find_context, home_key_file
+from pelton.transport.kafka.directory import trusted_keys
+from pelton_platform.deploy.home import Home
 
 
 def write_context(home: Path, **values: object) -> dict[str, str]:
@@ -105,3 +108,54 @@ def test_config_that_cannot_work_is_refused(servers: str, namespace: str, securi
     """No address, a namespace Kafka would confuse, and settings that would break a guarantee are refused."""
     with pytest.raises(ValueError):
         ConnectionConfig(servers, namespace, security)
+
+
+def test_a_context_without_a_key_file_is_verified_with_the_key_of_the_home_folder(tmp_path: Path) -> None:
+    """A project file with security settings and no key file leads to the key the platform keeps at home."""
+    home = Home(tmp_path / "home")
+    home.keys.mkdir(parents=True)
+    ring = Keyring.create(home.key_file("team"), "team")
+    (tmp_path / "pelton.toml").write_text(
+        'bootstrap_servers = "127.0.0.1:8"\nnamespace = "team"\n[security]\nsasl.username = "ada"\n'
+    )
+    found = find_context(environ={"PELTON_HOME": str(home.root)}, folder=tmp_path)
+    assert home_key_file(found) == home.key_file("team")
+    keys = trusted_keys(found)
+    assert keys is not None
+    assert keys.open("function-spec", ring.seal("function-spec", b"spec")) == b"spec"
+
+
+def test_the_home_folder_of_the_variable_counts_when_a_connection_names_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`connect(servers)` without a home folder finds the key in `$PELTON_HOME`; a named key file wins."""
+    monkeypatch.setenv("PELTON_HOME", str(tmp_path))
+    (tmp_path / "keys").mkdir()
+    ring = Keyring.create(tmp_path / "keys" / "team.json", "team")
+    named = Keyring.create(tmp_path / "named.json", "team")
+    at_home = trusted_keys(ConnectionConfig("h:1", "team"))
+    chosen = trusted_keys(ConnectionConfig("h:1", "team", key_file=tmp_path / "named.json"))
+    assert at_home is not None and chosen is not None
+    assert (at_home.key_ids, chosen.key_ids) == (ring.key_ids, named.key_ids)
+
+
+def test_a_home_folder_without_a_key_that_fits_leaves_nothing_to_verify_with(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No file, a file of another namespace, and no home at all are no key; one open to others is refused."""
+    config = ConnectionConfig("h:1", "team", home=tmp_path)
+    assert trusted_keys(config) is None
+    (tmp_path / "keys").mkdir()
+    path = tmp_path / "keys" / "team.json"
+    Keyring.create(path, "elsewhere")
+    assert trusted_keys(config) is None
+    path.chmod(0o644)
+    with pytest.raises(SignatureError, match="chmod 600"):
+        trusted_keys(config)
+
+    def homeless() -> Path:
+        raise RuntimeError("no home")
+
+    monkeypatch.delenv("PELTON_HOME", raising=False)
+    monkeypatch.setattr(Path, "home", homeless)
+    assert trusted_keys(ConnectionConfig("h:1", "team")) is None

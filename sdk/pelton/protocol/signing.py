@@ -217,7 +217,9 @@ class Keyring:
 
 
 def unverified_body(purpose: str, data: bytes | None) -> bytes:
-    """The body of something sealed, as it stands: for readers that hold no key and act on nothing in it.
+    """The body of something sealed, as it stands, whoever sealed it: for readers that have no key.
+
+    They may decode it as data and must not import, unpickle or run anything that it names.
 
     Raises:
         SignatureError: it is not sealed at all.

@@ -20,6 +20,9 @@ DEFAULT_NAMESPACE: Final = "pelton"
 CONTEXT_FILE: Final = "context.json"
 """File in the home folder in which a running platform says how to reach it."""
 
+KEYS_FOLDER: Final = "keys"
+"""Folder in the home folder with one key file per namespace, `NAMESPACE.json`."""
+
 PROJECT_FILE: Final = "pelton.toml"
 """Settings of a project, looked for in the working folder and the folders above it."""
 
@@ -55,7 +58,10 @@ class ConnectionConfig:
         namespace: prefix of all topics and groups.
         security: further settings of the Kafka client by librdkafka's names, e.g. `security.protocol`,
             `sasl.username`; values may be secret and are never shown.
-        key_file: file with the namespace key; with it specs are verified, without it they are taken as data.
+        key_file: file with the namespace key, with which specs are verified; None for the one that the home
+            folder has for the namespace (`home_key_file`). Where neither is, specs are taken as data:
+            whoever may write to the registry topic decides over partitions and signatures of functions.
+            Nothing in a spec is ever imported or run by a reader.
         home: folder in which a local platform keeps its state, None when it is not on this machine.
 
     Raises:
@@ -98,6 +104,18 @@ def home_folder(environ: Mapping[str, str] | None = None) -> Path:
     """The folder of the local platform: `$PELTON_HOME`, else `~/.pelton`."""
     given = (os.environ if environ is None else environ).get(_HOME)
     return Path(given).expanduser() if given else Path.home() / ".pelton"
+
+
+def home_key_file(config: ConnectionConfig) -> Path | None:
+    """The key file that the home folder has for the namespace; None when there is none to be seen.
+
+    The home folder is that of the connection, else `$PELTON_HOME`, else `~/.pelton`.
+    """
+    try:
+        path = (config.home or home_folder()) / KEYS_FOLDER / f"{config.namespace}.json"
+        return path if path.is_file() else None
+    except (OSError, RuntimeError):  # a folder that is closed to this user, or a user without a home
+        return None
 
 
 def find_context(*, environ: Mapping[str, str] | None = None, folder: Path | None = None) -> ConnectionConfig:

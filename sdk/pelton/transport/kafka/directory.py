@@ -12,7 +12,7 @@ from pelton.errors import PlatformNotRunning, RecordError, SignatureError, Trans
 from pelton.protocol.codec import decode_container_spec, decode_function_spec, decode_instance_status
 from pelton.protocol.signing import Keyring, unverified_body
 from pelton.protocol.topics import Control, Topics, parse_spec_key
-from pelton.transport.config import ConnectionConfig
+from pelton.transport.config import ConnectionConfig, home_key_file
 from pelton.transport.kafka import lifetime
 from pelton.transport.kafka.clock import BrokerClock
 from pelton.transport.kafka.table import CompactedTables, TopicsMissing
@@ -27,8 +27,10 @@ _LOGGER: Final = logging.getLogger("pelton.transport")
 class KafkaDirectory(Registry):
     """Implements `ports.Directory` from `control.functions`, `control.containers` and `control.instances`.
 
-    With a key file in the configuration, specs that are unsigned, altered, or signed for another name are
-    ignored with an alarm and what was known before stays. Without one they are taken as data.
+    With a key (`trusted_keys`), specs that are unsigned, altered, or signed for another name are ignored with
+    an alarm and what was known before stays. Without any they are taken as data, unverified: they are decoded
+    by their Avro contract and decide where calls are sent and which arguments fit; nothing in them is
+    imported, unpickled or run.
 
     Args:
         config: the connection.
@@ -37,7 +39,7 @@ class KafkaDirectory(Registry):
 
     Raises:
         PlatformNotRunning: the broker answers and has no topics of this namespace.
-        SignatureError: the key file cannot be read.
+        SignatureError: a key file is there and cannot be used.
         TransportError: the broker cannot be reached.
     """
 
@@ -55,7 +57,7 @@ class KafkaDirectory(Registry):
         self._functions_topic = topics.control(Control.FUNCTIONS)
         self._containers_topic = topics.control(Control.CONTAINERS)
         self._instances_topic = topics.control(Control.INSTANCES)
-        self._keyring = _keyring(config)
+        self._keyring = trusted_keys(config)
         self._opening = threading.Lock()
         self._tables: CompactedTables | None = None
         self._closed = False
@@ -154,7 +156,14 @@ class KafkaDirectory(Registry):
             else:
                 self._take_container(name, value)
         except (SignatureError, RecordError) as error:
-            _LOGGER.error("ignored the entry %r of %s: %s", key.decode("utf-8", "replace"), topic, error)
+            where = key.decode("utf-8", "replace")
+            _LOGGER.error("ignored the entry %r of %s: %s%s", where, topic, error, self._advice(error))
+
+    def _advice(self, error: SignatureError | RecordError) -> str:
+        """What to do when the key that nobody named is not the one of this platform."""
+        if self._keyring is None or self._config.key_file is not None or isinstance(error, RecordError):
+            return ""
+        return f" (verified with {home_key_file(self._config)}; PELTON_KEY_FILE names another key file)"
 
     def _take_function(self, name: str, value: bytes | None) -> None:
         if value is None:
@@ -178,13 +187,25 @@ class KafkaDirectory(Registry):
         return self._keyring.open(purpose, value) if self._keyring else unverified_body(purpose, value)
 
 
-def _keyring(config: ConnectionConfig) -> Keyring | None:
-    """The keys that specs are verified with, None when no key file is configured."""
+def trusted_keys(config: ConnectionConfig) -> Keyring | None:
+    """The keys that specs are verified with.
+
+    Returns:
+        Those of the configured key file; else those that the home folder has for the namespace; None when
+        there are none: then nothing can be verified.
+
+    Raises:
+        SignatureError: the file cannot be read, is open to others, or the configured one is of another
+            namespace.
+    """
+    path = config.key_file or home_key_file(config)
+    if path is None:
+        return None
+    keyring = Keyring.load(path)
+    if keyring.namespace == config.namespace:
+        return keyring
     if config.key_file is None:
         return None
-    keyring = Keyring.load(config.key_file)
-    if keyring.namespace != config.namespace:
-        raise SignatureError(
-            f"the key file {config.key_file} is of namespace {keyring.namespace!r}, not {config.namespace!r}"
-        )
-    return keyring
+    raise SignatureError(
+        f"the key file {path} is of namespace {keyring.namespace!r}, not {config.namespace!r}"
+    )
