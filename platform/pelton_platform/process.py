@@ -305,6 +305,15 @@ def terminate_child(child: subprocess.Popen[bytes], grace_s: float, *, group: bo
     return child.wait()
 
 
+def release(child: subprocess.Popen[bytes]) -> None:
+    """Let go of a child that may end after the caller has forgotten it, or after the caller itself.
+
+    As long as this process lives its exit code is taken when it ends, so that no zombie stays; whoever keeps
+    the child may wait for it and end it as before.
+    """
+    threading.Thread(target=child.wait, name=f"pelton-reaper-{child.pid}", daemon=True).start()
+
+
 def port_is_free(port: int, host: str = LOOPBACK) -> bool:
     """Say whether a server could listen on this TCP port now."""
     with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:

@@ -107,6 +107,34 @@ def test_embedded_zombie_counts_as_gone(children: list[subprocess.Popen[bytes]])
     assert not process.is_alive(identity)
 
 
+def test_embedded_released_child_leaves_no_zombie(children: list[subprocess.Popen[bytes]]) -> None:
+    """A child that nobody looks at any more is waited for; who kept it still gets its exit code."""
+    child = start(children, OBEDIENT)
+    identity = identity_of(child)
+    process.release(child)
+    assert process.is_alive(identity)
+    process.send_signal(identity, signal.SIGKILL)
+    wait_until(lambda: process.identify(identity.pid) != identity)
+    assert process.terminate_child(child, 0.0) == -signal.SIGKILL
+
+
+def test_embedded_released_child_may_outlive_the_interpreter() -> None:
+    """A program that lets go of a running child ends without Python's complaint about a forgotten one."""
+    program = (
+        "import gc, subprocess, sys\nfrom pelton_platform import process\n"
+        "nobody = {'stdout': subprocess.DEVNULL, 'stderr': subprocess.DEVNULL}\n"
+        "child = process.spawn([sys.executable, '-c', 'import time; time.sleep(60)'], **nobody)\n"
+        "process.release(child)\nprint(child.pid)\ndel child\ngc.collect()\n"
+    )
+    ended = subprocess.run(
+        [sys.executable, "-W", "always", "-c", program], capture_output=True, text=True, check=True
+    )
+    left = process.identify(int(ended.stdout))
+    assert left is not None
+    process.terminate(left, 0.0)
+    assert ended.stderr == ""
+
+
 @pytest.mark.skipif(
     sys.platform != "linux", reason="only Linux shows a process as a zombie while threads run"
 )

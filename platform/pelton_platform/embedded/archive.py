@@ -78,4 +78,6 @@ def build_in_background(installation: Installation, *, die_with_parent: bool) ->
     except OSError:
         # A cache that can only be read is a good cache; it has no archive.
         return None
+    # Whoever started the build has no reason to ever look at it again.
+    process.release(child)
     return Builder(child)

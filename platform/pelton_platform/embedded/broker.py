@@ -65,10 +65,6 @@ _HINTS = (
 )
 
 
-# Children that go on without us; kept so that the interpreter does not take them for forgotten ones.
-_released: list[subprocess.Popen[bytes]] = []
-
-
 class EmbeddedKafka:
     """A single-node Apache Kafka on loopback.
 
@@ -225,7 +221,7 @@ class EmbeddedKafka:
         if self._die_with_parent:
             raise EmbeddedKafkaError("a broker that dies with its parent cannot be released")
         if self._child is not None:
-            _released.append(self._child)
+            process.release(self._child)
         self._child = self._identity = None
 
     def __enter__(self) -> Self:

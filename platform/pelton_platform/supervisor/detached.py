@@ -36,6 +36,7 @@ def start_detached(settings: SupervisorSettings, tell: Tell) -> PlatformState:
             stdout=subprocess.PIPE,
             stderr=errors,
         )
+    process.release(child)
     if child.stdin is None or child.stdout is None:
         raise RuntimeError("a supervisor is started with pipes")
     with child.stdin, child.stdout:
