@@ -30,7 +30,14 @@ from pelton.core.call import (
 )
 from pelton.core.fold import Fold
 from pelton.core.offsets import CommitMeta, decode_metadata, initial_metadata
-from pelton.core.spec import RESULTS_PARTITIONS, ContainerSpec, FunctionKind, FunctionSpec, InstanceStatus
+from pelton.core.spec import (
+    RESULTS_PARTITIONS,
+    ContainerSpec,
+    FunctionKind,
+    FunctionSpec,
+    InstanceStatus,
+    ParameterSpec,
+)
 from pelton.protocol.codec import (
     decode_dead_letter,
     decode_instance_status,
@@ -144,6 +151,9 @@ class Platform:
     Args:
         bootstrap_servers: the broker.
         folder: for bundles, keys and instance files.
+
+    Attributes:
+        program: module and arguments that instances are started with from now on.
     """
 
     def __init__(self, bootstrap_servers: str, folder: Path) -> None:
@@ -160,6 +170,7 @@ class Platform:
         self.workers: list[Worker] = []
         self.specs: dict[str, FunctionSpec] = {}
         self.journal = folder / "journal"
+        self.program = ["pelton_platform.coordinator"]
 
     def close(self) -> None:
         """Ends everything."""
@@ -181,6 +192,7 @@ class Platform:
         *,
         slots: int = 4,
         partitions: int = 4,
+        parameters: tuple[ParameterSpec, ...] = (),
         **settings: Any,
     ) -> None:
         """Makes the topics and writes the specs of functions whose code is `source`."""
@@ -194,7 +206,7 @@ class Platform:
                 version=1,
                 container=CONTAINER,
                 kind=kind,
-                parameters=(),
+                parameters=parameters,
                 module="worker",
                 qualname=name,
                 bundle=bundle,
@@ -248,11 +260,14 @@ class Platform:
         }
         path.touch(mode=0o600)
         path.write_text(json.dumps(file))
-        environ = {**os.environ, **({} if drain_s is None else {"PELTON_DRAIN_SECONDS": str(drain_s)})}
+        paths = filter(None, (str(Path(__file__).parent.parent), os.environ.get("PYTHONPATH")))
+        environ = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
+        if drain_s is not None:
+            environ["PELTON_DRAIN_SECONDS"] = str(drain_s)
         log_path = self.folder / f"{name}.log"
         with log_path.open("wb") as log:
             child = subprocess.Popen(
-                [sys.executable, "-m", "pelton_platform.coordinator", "--instance", str(path)],
+                [sys.executable, "-m", *self.program, "--instance", str(path)],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
