@@ -14,6 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from confluent_kafka import KafkaError
 from confluent_kafka.admin import AdminClient
 
 from pelton.core.call import Invocation, Result, ResultKind, Token, mint_call_id
@@ -27,11 +28,13 @@ from pelton.errors import (
 )
 from pelton.protocol.codec import encode_container_spec, encode_function_spec
 from pelton.protocol.signing import Key, Keyring
-from pelton.protocol.topics import Control, TopicPlan, spec_key
+from pelton.protocol.topics import Control, TopicPlan, Topics, spec_key
 from pelton.transport.config import ConnectionConfig
 from pelton.transport.kafka.calls import KafkaTransport
 from pelton.transport.kafka.directory import KafkaDirectory
+from pelton.transport.kafka.outage import Outage
 from pelton.transport.kafka.producer import RecordProducer
+from pelton.transport.kafka.reader import PartitionReader
 from pelton.transport.kafka.settings import producer_settings, reader_settings
 from pelton.transport.log import KafkaFailure
 from pelton.transport.memory import Delivery
@@ -218,6 +221,43 @@ def test_transport_calls_survive_a_killed_broker(new_broker: Callable[..., Broke
         wait_for(lambda: set(calls.values) == {b"warm", *sent}, 60)
         calls.transport.close(5)
     finally:
+        platform.close()
+
+
+def test_transport_outage_is_told_once_by_each_client(
+    new_broker: Callable[..., Broker], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """While the broker is gone clients hear of it again and again; they say it once, and once that it is back."""
+    broker = new_broker()
+    platform = KafkaPlatform(broker, "outage")
+    heard: dict[Outage, int] = {}
+    take = Outage.told
+
+    def told(self: Outage, error: KafkaError) -> bool:
+        heard[self] = heard.get(self, 0) + 1
+        return take(self, error)
+
+    monkeypatch.setattr(Outage, "told", told)
+    topic = Topics("outage").control(Control.LOGS)
+    reader = PartitionReader(platform.config, lambda batch: None, name="a-reader")
+    producer = RecordProducer(platform.config)
+    try:
+        reader.follow(topic, 0, 0)
+        producer.send(topic, b"x", on_report=lambda *_: None)
+        assert producer.flush(20) == 0
+        with caplog.at_level(logging.WARNING, "pelton.transport"):
+            broker.kill()
+            own = (reader._outage, producer._outage)
+            wait_for(lambda: all(heard.get(one, 0) >= 3 for one in own))
+            assert sum("cannot be reached by a-reader" in text for text in caplog.messages) == 1
+            broker.restart()
+            wait_for(lambda: not any(one.lost for one in own), 60)
+        assert sum("a-reader" in text for text in caplog.messages) == 2
+        assert sum("reached again by a-reader" in text for text in caplog.messages) == 1
+        assert sum("reached again by a producer" in text for text in caplog.messages) >= 1
+    finally:
+        reader.close()
+        producer.close(1)
         platform.close()
 
 

@@ -25,7 +25,9 @@ from pelton.core.spec import RETRIES_PARTITIONS
 from pelton.errors import TransportError
 from pelton.protocol.topics import Topics
 from pelton.transport.config import ConnectionConfig
+from pelton.transport.kafka.failures import UNSETTLED
 from pelton.transport.kafka.intake import Intake
+from pelton.transport.kafka.outage import Outage
 from pelton.transport.kafka.ranges import EARLIEST, LATEST, ask_offsets
 from pelton.transport.kafka.settings import FETCH_WAIT_MS, ClientLog, Settings, connection_settings
 
@@ -170,6 +172,7 @@ class GroupConsumer:
         self.function = function
         self._partition_count = partitions
         self._servers = config.bootstrap_servers
+        self._outage = Outage(config.bootstrap_servers, f"the consumer of {function}")
         self.busy = False
         self.polled_at = time.monotonic()
         self._listener = listener
@@ -247,6 +250,7 @@ class GroupConsumer:
         self._send_commit()
         short = self.busy or self._in_flight is not None or bool(self._commits)
         message = consumer.poll(_BUSY_POLL_S if short else _IDLE_POLL_S)
+        self._outage.look(consumer)
         self.polled_at = time.monotonic()
         if message is None:
             return
@@ -519,7 +523,7 @@ class GroupConsumer:
         elif error.fatal():
             raise KafkaException(error)
         else:
-            _log.warning("consumer of %s: %s", self.function, error.str())
+            self._complain(error)
 
     def _stop_intake(self, partition: InputPartition, reason: str) -> None:
         if partition in self._dead or partition not in self._mine:
@@ -532,7 +536,15 @@ class GroupConsumer:
         """An error of the client as a whole; it goes on by itself unless it is fatal."""
         if error.fatal():
             raise KafkaException(error)
-        _log.warning("consumer of %s: %s", self.function, error.str())
+        if not self._outage.told(error):
+            self._complain(error)
+
+    def _complain(self, error: KafkaError) -> None:
+        """Says what is wrong, unless it follows from an outage that was told, or may be over in a moment."""
+        minor = self._outage.lost or error.code() in UNSETTLED
+        _log.log(
+            logging.DEBUG if minor else logging.WARNING, "consumer of %s: %s", self.function, error.str()
+        )
 
     def _client(self) -> Consumer:
         if self._consumer is None:

@@ -18,6 +18,7 @@ from pelton.transport.config import ConnectionConfig
 from pelton.transport.kafka import lifetime
 from pelton.transport.kafka.clock import BrokerClock
 from pelton.transport.kafka.failures import error_of, failure_of
+from pelton.transport.kafka.outage import Outage
 from pelton.transport.kafka.settings import ClientLog, producer_settings
 from pelton.transport.log import Headers, KafkaFailure, OnReport
 
@@ -87,6 +88,7 @@ class RecordProducer:
         self._next_sample_ns = 0
         self._refused: deque[tuple[OnReport, int, KafkaFailure]] = deque()
         self._fatal = ""
+        self._outage = Outage(config.bootstrap_servers, "a producer")
         self._client = self._new_client()
         self._closed = False
         self._thread = threading.Thread(target=self._serve, name="pelton-producer", daemon=True)
@@ -278,6 +280,7 @@ class RecordProducer:
             self._settle()
             if self._fatal:
                 self._renew()
+            self._outage.look(self._client)
         self._end(self._client)
 
     def _settle(self) -> None:
@@ -344,7 +347,5 @@ class RecordProducer:
     def _on_error(self, error: KafkaError) -> None:
         if error.fatal() or error.code() == KafkaError._FATAL:
             self._fatal = self._fatal or error.str()
-        elif error.code() == KafkaError._ALL_BROKERS_DOWN:
-            _LOGGER.warning("Kafka at %s cannot be reached: %s", self._servers, error.str())
-        else:
+        elif not self._outage.told(error):
             _LOGGER.debug("Kafka producer: %s", error)

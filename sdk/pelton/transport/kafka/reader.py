@@ -14,6 +14,7 @@ from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Topic
 from pelton.transport.config import ConnectionConfig
 from pelton.transport.kafka import lifetime
 from pelton.transport.kafka.failures import MISSING, UNSETTLED
+from pelton.transport.kafka.outage import Outage
 from pelton.transport.kafka.ranges import EARLIEST, LATEST, RangeReader, record_of
 from pelton.transport.kafka.settings import ClientLog, reader_settings
 from pelton.transport.log import LogRecord, OnBatch, OnLost, Place
@@ -66,6 +67,7 @@ class PartitionReader:
         self._wanted: deque[Callable[[], None]] = deque()
         self._closed = False
         self._complained_at = -_COMPLAIN_EVERY_S
+        self._outage = Outage(config.bootstrap_servers, name)
         settings = reader_settings(config, ends=on_end is not None, read_committed=read_committed)
         self._consumer = Consumer({**settings, "error_cb": self._on_error}, logger=ClientLog())
         self._ranges = RangeReader(config)
@@ -166,6 +168,7 @@ class PartitionReader:
         consumer = self._consumer
         poll, consume = consumer.poll, consumer.consume
         while not self._closed:
+            self._outage.look(consumer)
             if self._wanted or not self._followed:
                 self._do_wanted()
                 continue
@@ -259,8 +262,9 @@ class PartitionReader:
 
     def _on_error(self, error: KafkaError) -> None:
         """Says once in a while that something is wrong; the client goes on trying by itself."""
+        if self._outage.told(error):
+            return
         serious = error.code() in (
-            KafkaError._ALL_BROKERS_DOWN,
             KafkaError._AUTHENTICATION,
             KafkaError.SASL_AUTHENTICATION_FAILED,
             KafkaError.TOPIC_AUTHORIZATION_FAILED,
