@@ -227,7 +227,7 @@ def test_transport_calls_survive_a_killed_broker(new_broker: Callable[..., Broke
 def test_transport_outage_is_told_once_by_each_client(
     new_broker: Callable[..., Broker], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """While the broker is gone clients hear of it again and again; they say it once, and once that it is back."""
+    """While the broker is away clients hear of it many times; they say it once, and once that it is over."""
     broker = new_broker()
     platform = KafkaPlatform(broker, "outage")
     heard: dict[Outage, int] = {}

@@ -11,9 +11,8 @@ from __future__ import annotations
 import heapq
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import Final
 
-from pelton.core.attempts import STARTED_AFTER_MS, Attempts, EngineSettings
+from pelton.core.attempts import Attempts, EngineSettings
 from pelton.core.call import Failure, InputPartition
 from pelton.core.decisions import (
     Action,
@@ -30,9 +29,6 @@ from pelton.core.handover import Handover
 from pelton.core.offsets import decode_metadata
 from pelton.core.ownership import Owned
 from pelton.core.run import Item, Run, RunKey, RunState
-
-NEVER: Final = 1 << 62
-"""Later than any broker time."""
 
 
 class Engine(Attempts):
@@ -77,25 +73,6 @@ class Engine(Attempts):
         """Whether nothing runs and nothing waits for an acknowledgement."""
         held = all(run.state is RunState.BACKOFF for run in self._runs.values())
         return held and not len(self._outbox) and not self._commits.busy and not self._handovers
-
-    @property
-    def next_tick_ms(self) -> int:
-        """Broker time at which `tick` has something to do next."""
-        due = [self._trim_at or NEVER]
-        if self._dirty_since:
-            due.append(self._dirty_since + self.settings.commit_age_ms)
-        if self._commits.waiting:
-            due.append(self._commits.not_before_ms)
-        if self._delayed:
-            due.append(self._delayed[0][0])
-        if self._backoff and not self._draining:
-            due.append(self._backoff[0][0])
-        if self._young:
-            due.append(self._young[0][0] + STARTED_AFTER_MS)
-        if self._timed:
-            due.append(self._timed[0][0] + self.settings.timeout_ms)
-        due.extend(handover.due_ms() for handover in self._handovers)
-        return max(self._now + 1, min(due))
 
     # ---- events: membership ----
 

@@ -42,10 +42,6 @@ class Handover:
     done: bool = False
     copies: int = field(default=0)
 
-    def due_ms(self) -> int:
-        """When it has something to do next by the clock alone."""
-        return self.began_ms + (REVOKE_BUDGET_MS if self.copied else COPY_AFTER_MS)
-
     def turn(
         self,
         now_ms: int,
