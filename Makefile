@@ -12,6 +12,9 @@ PYTHON3 := python3.11 python3.12 python3.13 python3 python
 # Extra words for the program a target runs: make test ARGS="-k fold -x"
 ARGS :=
 
+# Processes that share the tests out: much of their time is waiting. 0 runs them in one, for a debugger.
+WORKERS := 2
+
 .DEFAULT_GOAL := help
 .PHONY: help install demo test fmt lint types it chaos bench ci changelog
 
@@ -24,7 +27,7 @@ demo: $(STAMP)  ## run the ticket pipeline on an embedded Apache Kafka, with two
 	@$(PYTHON) docs/examples/tickets_demo/demo.py $(ARGS)
 
 test: $(STAMP)  ## run every test but the long fault runs and the benchmarks
-	@$(PYTHON) -m pytest -m "not chaos_long and not bench" $(ARGS)
+	@$(PYTHON) -m pytest -n $(WORKERS) --dist loadgroup -m "not chaos_long and not bench" $(ARGS)
 
 fmt: $(STAMP)  ## format the code, mend what ruff can mend, render the file map of the docs
 	@$(PYTHON) -m ruff check --fix --exit-zero --quiet .

@@ -6,12 +6,14 @@ import json
 import os
 import signal
 import stat
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from pelton_platform import process
+from pelton_platform.deploy.home import HOME_VARIABLE
 from pelton_platform.supervisor.state import running
 from support.local_platform import LocalPlatform, local_platform, wait_for
 
@@ -100,26 +102,36 @@ def kill_supervisor(platform: LocalPlatform) -> list[int]:
 
 
 def test_platform_killed_supervisor_is_recognised(platform: LocalPlatform) -> None:
-    """After SIGKILL of the supervisor doctor names the orphans; doctor --fix, up and down end them."""
+    """After SIGKILL of the supervisor doctor names the orphans, and the next up ends them."""
     platform.deploy("hello.py", GREET)
     platform.run("call", "greet", "you")
-    kill_supervisor(platform)
+    orphans = kill_supervisor(platform)
     findings = {one["check"]: one for one in platform.json("doctor", code=1)}
     assert findings["orphans"]["state"] == "failed"
     assert "pelton doctor --fix" in findings["orphans"]["text"]
     assert findings["platform"]["state"] == "warning"
-    platform.run("doctor", "--fix")
-    assert platform.processes() == ()
-    platform.run("up", "--detach")
-    assert platform.run("call", "greet", "again").stdout.startswith("hello again")
-    orphans = kill_supervisor(platform)
     up = platform.run("up", "--detach")
     assert "ending what an earlier platform left behind" in up.stderr
     assert not set(orphans) & {one.pid for one in platform.processes()}
-    assert platform.run("call", "greet", "once more").stdout.startswith("hello once more")
-    kill_supervisor(platform)
-    assert "ending what was left behind" in platform.run("down").stderr
-    assert platform.processes() == ()
+    assert platform.run("call", "greet", "again").stdout.startswith("hello again")
+
+
+@pytest.mark.parametrize("words", [("doctor", "--fix"), ("down",)])
+def test_platform_orphans_are_ended_without_a_platform(idle: LocalPlatform, words: tuple[str, ...]) -> None:
+    """What bears the home's name although no platform runs is ended by `doctor --fix` and by `down`."""
+    idle.home.prepare()
+    orphan = process.spawn(
+        [sys.executable, "-c", "import time; time.sleep(600)"],
+        env={**idle.env, HOME_VARIABLE: str(idle.home.root)},
+    )
+    try:
+        assert [one.pid for one in idle.processes()] == [orphan.pid]
+        idle.run(*words, code=None)
+        assert orphan.wait(10) == -signal.SIGTERM
+    finally:
+        if orphan.poll() is None:
+            orphan.kill()
+            orphan.wait()
 
 
 def test_platform_in_the_foreground_stops_cleanly(idle: LocalPlatform) -> None:

@@ -25,8 +25,11 @@ def note(text):
     os.write(journal, f"{text} {os.environ['INSTANCE']} {os.getpid()}\\n".encode())
     os.close(journal)
 def work(label, seconds=0.0):
+    """Below 0 seconds it works until it is let go."""
     note(f"begin {label}")
-    time.sleep(seconds)
+    while seconds < 0 and not os.path.exists(os.environ["JOURNAL"] + ".go"):
+        time.sleep(0.01)
+    time.sleep(max(0.0, seconds))
     note(f"end {label}")
     return label
 def kill(label, times):
@@ -60,6 +63,11 @@ def platform(broker: Broker, tmp_path: Path) -> Iterator[Platform]:
 
 def began(platform: Platform, label: str) -> int:
     return len(platform.ran(f"begin {label} "))
+
+
+def let_go(platform: Platform) -> None:
+    """Calls that work below 0 seconds end now."""
+    platform.journal.with_name(platform.journal.name + ".go").touch()
 
 
 def executors(platform: Platform, worker: Worker) -> list[int]:
@@ -154,7 +162,7 @@ def test_coordinator_a_frozen_instance_wakes_to_lost_partitions_and_changes_noth
     platform.deploy(SOURCE, {"work": FunctionKind.SYNC}, slots=8, partitions=2)
     first = platform.start_ready()
     ids = platform.submit("work", [(f"w{number}", 2.0) for number in range(5)])
-    long = platform.call("work", "long", 20.0)
+    long = platform.call("work", "long", -1)
     wait_until(lambda: len(platform.ran("begin ")) == 6)
     first.freeze()
     second = platform.start(drain_s=5)
@@ -162,6 +170,8 @@ def test_coordinator_a_frozen_instance_wakes_to_lost_partitions_and_changes_noth
     assert {found[each].outcome.worker for each in ids if found[each].outcome} == {second.name}  # type: ignore[union-attr]
     first.thaw()
     wait_until(lambda: {"partitions_lost", "refused_commits"} & first.counters.keys() != set())
+    wait_until(lambda: first.counters.get("dropped_runs", 0) > 0)
+    let_go(platform)
     wait_until(lambda: bool([line for line in platform.ran("end long") if first.name in line]))
     wait_until(lambda: first.counters.get("dropped_completions", 0) > 0)
     assert platform.wait("work", platform.call("work", "late")).value == "late"
@@ -194,11 +204,12 @@ def test_coordinator_sigterm_ends_within_its_grace_whatever_runs(platform: Platf
     """A call that outlasts the grace is handed back and runs elsewhere, nothing counted against it."""
     platform.deploy(SOURCE, {"work": FunctionKind.SYNC}, slots=2, partitions=1)
     first = platform.start_ready(drain_s=1)
-    call_id = platform.call("work", "long", 12)
+    call_id = platform.call("work", "long", -1)
     wait_until(lambda: began(platform, "long") == 1)
     start = time.monotonic()
     assert first.end() == 0
     assert time.monotonic() - start < 15
+    let_go(platform)
     offset, meta = platform.committed("work")[InputPartition(InputTopic.INVOCATIONS, 0)]
     assert offset == 0
     assert meta is not None
@@ -211,13 +222,15 @@ def test_coordinator_sigterm_ends_within_its_grace_whatever_runs(platform: Platf
 
 def test_coordinator_a_join_during_long_calls_runs_none_of_them_again(platform: Platform) -> None:
     """When a second instance joins, long calls go on where they run, whoever owns their partition."""
-    platform.deploy(SOURCE, {"work": FunctionKind.SYNC}, slots=8)
+    platform.deploy(SOURCE, {"work": FunctionKind.SYNC}, slots=12)  # room beside the long ones
     first = platform.start_ready()
-    ids = platform.submit("work", [(f"w{number}", 10.0) for number in range(8)])
+    ids = platform.submit("work", [(f"w{number}", -1) for number in range(8)])
     wait_until(lambda: len(platform.ran("begin w")) == 8)
     second = platform.start_ready()
+    wait_until(lambda: len(platform.owners("work")) == 2)
     short = platform.submit("work", [(f"s{number}", 0.0) for number in range(20)])
     platform.wait_all("work", short)
+    let_go(platform)
     assert any(second.name in line for line in platform.ran("begin s"))  # it owns partitions
     found = platform.wait_all("work", ids)
     assert {history.outcome.worker for key, history in found.items() if key in ids and history.outcome} == {

@@ -8,9 +8,9 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from queue import Empty, Queue
 from types import FrameType
 from typing import Final
@@ -129,10 +129,13 @@ class Instance:
             stack.callback(producer.close, _FLUSH_S)
             presence = Presence(producer, self._topics, self._file.container, self._file.instance)
             try:
-                self._probe(producer)
+                learn_time = self._probe(producer)
+                try:
+                    self._served = self._read_specs()
+                finally:
+                    learn_time()
                 self._started_ms = self._clock.now_ms()
                 presence.say(self._status())
-                self._served = self._read_specs()
                 services = self._services(stack, producer)
                 container = self._served.container
                 self._hosts = [self._host(container, each, services) for each in self._served.functions]
@@ -153,28 +156,39 @@ class Instance:
     def _asked_to_stop(self, number: int, _frame: FrameType | None) -> None:
         self._stop.set()
 
-    def _probe(self, producer: RecordProducer) -> None:
-        """Learns the broker's time before anything that depends on it is said."""
+    def _probe(self, producer: RecordProducer) -> Callable[[], None]:
+        """Sends a record from which the broker's time is learned; other things can be done on its way.
+
+        Returns:
+            Waits until it is acknowledged: before that nothing that depends on the time may be said.
+        """
         topic = self._topics.control(Control.LOGS)
-        trouble = "no answer"
-        for _ in range(_PROBES):
-            answers: Queue[KafkaFailure | None] = Queue()
+        answers: Queue[KafkaFailure | None] = Queue()
+
+        def send() -> None:
             producer.send(
                 topic,
                 None,
                 key=self._file.container.encode(),
-                on_report=lambda failure, *_, answers=answers: answers.put(failure),
+                on_report=lambda failure, *_: answers.put(failure),
             )
-            try:
-                failure = answers.get(timeout=_PROBE_TIMEOUT_S)
-            except Empty:
-                continue
-            if failure is None:
-                return
-            trouble = str(failure)
-        raise NothingToServe(
-            f"Kafka at {self._file.bootstrap_servers} does not acknowledge a record to {topic}: {trouble}"
-        )
+
+        def wait() -> None:
+            trouble = "no answer"
+            for last in (*[False] * (_PROBES - 1), True):
+                with suppress(Empty):
+                    failure = answers.get(timeout=_PROBE_TIMEOUT_S)
+                    if failure is None:
+                        return
+                    trouble = str(failure)
+                if not last:
+                    send()
+            raise NothingToServe(
+                f"Kafka at {self._file.bootstrap_servers} does not acknowledge a record to {topic}: {trouble}"
+            )
+
+        send()
+        return wait
 
     def _read_specs(self) -> Served:
         keyring = Keyring.load(self._file.key_file)

@@ -9,7 +9,7 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -110,28 +110,36 @@ class Deployer:
         config = self._settings.config
         while not self._stopping.is_set():
             admin = Admin(config)
-            producer: RecordProducer | None = None
+            # Made first: it takes half a second to get ready for its first record, whatever else goes on.
+            producer = RecordProducer(config, clock=self._clock)
             try:
                 brokers = len(admin.brokers(_CONNECT_TRY_S))
                 topics = Topics(config.namespace)
                 first = {topics.control(control) for control in _FIRST_TOPICS}
                 plans = topics.control_topic_plans(brokers)
                 admin.create_topics([plan for plan in plans if plan.name in first])
-                producer = RecordProducer(config, clock=self._clock)
-                self._probe(producer)
+                learn_time = self._probe(producer)
                 registry = Registry(config, self._keyring, self._wake.set)
-                registry.wait_end(_CONNECT_TRY_S)
+                try:
+                    registry.wait_end(_CONNECT_TRY_S)
+                    learn_time()
+                except TransportError:
+                    registry.close()
+                    raise
                 return admin, registry, producer
             except TransportError as error:
                 _log.warning("kafka-not-reached", reason=str(error))
                 admin.close()
-                if producer is not None:
-                    producer.close(0.0)
+                producer.close(0.0)
                 self._stopping.wait(0.2)
         return None
 
-    def _probe(self, producer: RecordProducer) -> None:
-        """Learn broker time from one acknowledged record, which readers of logs pass over."""
+    def _probe(self, producer: RecordProducer) -> Callable[[], None]:
+        """Send one record, which readers of logs pass over and broker time is learned from.
+
+        Returns:
+            Waits until it is acknowledged.
+        """
         failures: list[str] = []
         topic = Topics(self._settings.config.namespace).control(Control.LOGS)
 
@@ -139,9 +147,12 @@ class Deployer:
             if failure is not None:
                 failures.append(str(failure))
 
+        def wait() -> None:
+            if producer.flush(_CONNECT_TRY_S) or failures:
+                raise TransportError(failures[0] if failures else "Kafka does not acknowledge records")
+
         producer.send(topic, None, key=b"probe", on_report=report)
-        if producer.flush(_CONNECT_TRY_S) or failures:
-            raise TransportError(failures[0] if failures else "Kafka does not acknowledge records")
+        return wait
 
     # --- the backlog, on a thread of its own: a broker that does not answer must not hold the loop up ---
 

@@ -38,7 +38,7 @@ SKEW_WARNING_MS = 1_000
 SKEW_FAILED_MS = 30_000
 """Attach looks one minute around the time in a call id: half of that is a reason to set the clock."""
 
-_ROUND_TRIP_S = 10.0
+_ROUND_TRIP_S = 5.0
 _PROBES = 8
 
 
