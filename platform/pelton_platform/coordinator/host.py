@@ -532,7 +532,7 @@ class FunctionHost:
         if seen is None:
             return
         with self._turn:
-            self._engine.fence_read(self._now_ms(), action.run_id, seen.chunks > 0, seen.outcome)
+            self._engine.fence_read(self._now_ms(), action.run_id, seen.chunk, seen.outcome)
             self._carry_out()
 
     def _alarm(self, action: Alarm) -> None:
