@@ -113,10 +113,23 @@ def backlog_memory(home: PlatformHome, waiting: int) -> float:
     pelton.close()
     pelton.connect()
     (instance,) = home.instances("bench-backlog")
-    time.sleep(5)  # what was sent is taken in by now
-    memory: float = psutil.Process(instance["pid"]).memory_info().rss / 1e6
+    memory = settled_memory(psutil.Process(instance["pid"]))
     gate.unlink()
     return memory
+
+
+def settled_memory(process: psutil.Process) -> float:
+    """Resident memory in MB once it no longer grows: 10 looks in 2 s that differ by less than 1 %."""
+    looks: list[float] = []
+
+    def settled() -> bool:
+        looks.append(process.memory_info().rss / 1e6)
+        time.sleep(0.2)
+        last = looks[-10:]
+        return len(last) == 10 and max(last) - min(last) < 0.01 * last[-1]
+
+    wait_for(settled, 60)
+    return looks[-1]
 
 
 def takeover(home: PlatformHome, kills: int) -> list[float]:
