@@ -143,6 +143,37 @@ def test_cli_ps_names_live_executors(platform: LocalPlatform) -> None:
     assert str(executors[0]) in platform.run("ps").stdout
 
 
+@pytest.mark.parametrize("hours", [-30, 30])
+def test_cli_goes_by_the_clock_of_the_broker(platform: LocalPlatform, hours: int) -> None:
+    """On a machine whose clock is off by more than a day instances, calls and lines are still found."""
+    assert platform.run("call", "join", "a", "clock").stdout == "a clock\n"
+    program = (
+        "import time; real = time.time_ns; "
+        f"time.time_ns = lambda: real() + {hours * 3600} * 10**9; "
+        "from pelton_platform.cli.main import main; main()"
+    )
+
+    def said(*words: str) -> str:
+        done = subprocess.run(
+            [sys.executable, "-c", program, *words],
+            env=platform.env,
+            cwd=platform.work,
+            capture_output=True,
+            text=True,
+            timeout=90,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    rows = json.loads(said("ps", "--json"))
+    assert [row["state"] for row in rows if row["container"] == "join"] == ["ready"]
+    listed = said("calls", "ls", "--function", "join", "--since", "1h")
+    assert "succeeded" in listed
+    assert "-" not in listed.splitlines()[1].split()[4]
+    assert "joined" in said("logs", "join", "--since", "1h")
+
+
 def test_cli_logs_by_function_and_by_call(platform: LocalPlatform) -> None:
     """`logs` finds lines by function and by call id, and with --json all that is known of a line."""
     first = platform.json("call", "join", "a")["call_id"]

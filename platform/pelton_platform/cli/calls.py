@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Annotated, Any
@@ -44,12 +43,14 @@ def list_calls(
 
     Of a long backlog the oldest and the newest calls are read; `pelton functions` counts them all.
     """
+    from pelton.transport.config import find_context
+    from pelton.transport.kafka.probe import broker_now_ms
     from pelton_platform.deploy.callbook import overview
 
     match = _DURATION.fullmatch(since)
     if match is None:
         raise typer.BadParameter("--since is a number and a unit: 10m, 2h, 1d")
-    now_ms = time.time_ns() // 1_000_000
+    now_ms = broker_now_ms(find_context())
     since_ms = now_ms - int(match[1]) * _UNITS_MS[match[2]]
     entries: list[CallEntry] = []
     with _book(function) as (book, specs):

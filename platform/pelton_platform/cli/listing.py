@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
@@ -73,9 +72,11 @@ def ps(as_json: Json = False) -> None:
 
     With what they run, and the pids of their executors.
     """
-    with open_registry() as (_, registry):
+    from pelton.transport.kafka.probe import broker_now_ms
+
+    with open_registry() as (config, registry):
+        now_ms = broker_now_ms(config)
         _, containers, statuses = registry.snapshot()
-    now_ms = time.time_ns() // 1_000_000
     live = [
         status for status in statuses.values() if status.container and now_ms - status.seen_ms < GONE_AFTER_MS
     ]

@@ -117,6 +117,7 @@ class LogTopic:
         from pelton.transport.kafka.reader import PartitionReader
 
         topic = Topics(config.namespace).control(Control.LOGS)
+        self._config = config
         self._places = [(topic, number) for number in range(CONTROL_PARTITIONS)]
         self._came: queue.SimpleQueue[Sequence[LogRecord]] = queue.SimpleQueue()
         self._reader = PartitionReader(config, self._came.put)
@@ -135,10 +136,10 @@ class LogTopic:
 
     def read_past(self, back_ms: int) -> Past:
         """Read what was logged in the last so many milliseconds."""
-        import time
+        from pelton.transport.kafka.probe import broker_now_ms
 
+        since_ms = broker_now_ms(self._config) - back_ms
         ends = self.ends()
-        since_ms = time.time_ns() // 1_000_000 - back_ms
         starts = self._reader.offsets_for_time(self._places, since_ms)
         spans = {place: (starts[place], ends[place]) for place in self._places if starts[place] >= 0}
         records = (record for batch in self._reader.ranges.read(spans, _READ_S) for record in batch)

@@ -15,17 +15,12 @@ from pelton.transport.config import ConnectionConfig
 from pelton.transport.kafka import lifetime
 from pelton.transport.kafka.clock import BrokerClock
 from pelton.transport.kafka.directory import KafkaDirectory
+from pelton.transport.kafka.probe import CONNECT_TIMEOUT_S, Probe
 from pelton.transport.kafka.producer import MESSAGE_TIMEOUT_MS, RecordProducer
 from pelton.transport.kafka.reader import PartitionReader
-from pelton.transport.log import Headers, KafkaFailure, LogRecord, OnReport, Place
+from pelton.transport.log import Headers, LogRecord, OnReport, Place
 from pelton.transport.ports import AttachState, Directory, OnAccepted, OnResults
 from pelton.transport.routing import CallRouter
-
-CONNECT_TIMEOUT_S: Final = 15.0
-"""How long connecting may take: the registry, and one acknowledged record."""
-
-PROBE_HEADER: Final = "probe"
-"""Header of the record that connecting writes to `control.logs`; its value is null, log readers skip it."""
 
 _CLOSE_S: Final = 10.0
 
@@ -97,11 +92,11 @@ class _Link:
         self.producer = RecordProducer(config, message_timeout_ms=message_timeout_ms, clock=clock)
         self.reader: PartitionReader | None = None
         try:
-            probe = _Probe(self.producer, topics.control(Control.LOGS))
+            probe = Probe(self.producer, topics.control(Control.LOGS))
             self.directory = directory or KafkaDirectory(config, clock.now_ms, timeout_s=CONNECT_TIMEOUT_S)
             probe.wait(config.bootstrap_servers)
             # The first one waited for connections to be made and says little about the broker's clock.
-            _Probe(self.producer, topics.control(Control.LOGS)).wait(config.bootstrap_servers)
+            Probe(self.producer, topics.control(Control.LOGS)).wait(config.bootstrap_servers)
             self.reader = PartitionReader(config, self._take, on_lost=self._lost, name="pelton-replies")
             self.router = CallRouter(
                 KafkaLog(self.producer, self.reader, clock),
@@ -127,27 +122,6 @@ class _Link:
         if self.reader is not None:
             self.reader.close()
         return left
-
-
-class _Probe:
-    """An acknowledged record: it proves that the broker takes records, and sets the clock."""
-
-    def __init__(self, producer: RecordProducer, topic: str) -> None:
-        self._answered = threading.Event()
-        self._failure: KafkaFailure | None = None
-        producer.send(topic, None, headers=[(PROBE_HEADER, b"")], on_report=self._answer)
-
-    def _answer(self, failure: KafkaFailure | None, partition: int, offset: int, appended_ms: int) -> None:
-        self._failure = failure
-        self._answered.set()
-
-    def wait(self, servers: str) -> None:
-        if not self._answered.wait(CONNECT_TIMEOUT_S):
-            raise TransportError(
-                f"Kafka at {servers} did not acknowledge a record in {CONNECT_TIMEOUT_S:g} s"
-            )
-        if self._failure is not None:
-            raise TransportError(f"Kafka at {servers} did not take a record: {self._failure}")
 
 
 class KafkaTransport:
