@@ -1,4 +1,4 @@
-"""Two brokers and a controller, to show what is lost when one replica alone acknowledges a record."""
+"""Two brokers and a controller, to show what becomes of records and groups when one of the brokers dies."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import subprocess
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from types import MappingProxyType
 from typing import Final
 
 from confluent_kafka.admin import AdminClient
@@ -97,19 +98,23 @@ class Node:
 class Cluster:
     """A controller, and two brokers that replicate for each other.
 
+    Args:
+        folder: for records and logs.
+        settings: of all three, beside those that every cluster here has.
+
     Attributes:
         leader: the broker started first: it leads what `lead_first` makes, and keeps the offsets of groups.
         follower: the other one.
         bootstrap_servers: both brokers.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, settings: Mapping[str, str] = MappingProxyType({})) -> None:
         installation = resolve()
         control, first, second = process.free_ports(3)
         nodes = []
         for number, name, port in ((1, "controller", 0), (2, "leader", first), (3, "follower", second)):
             properties = broker_properties(
-                host=HOST, port=port or 1, controller_port=control, overrides=SETTINGS
+                host=HOST, port=port or 1, controller_port=control, overrides={**SETTINGS, **settings}
             )
             properties["controller.quorum.voters"] = f"1@{HOST}:{control}"
             if port:
@@ -129,12 +134,17 @@ class Cluster:
 
     def lead_first(self, plans: Iterable[TopicPlan]) -> None:
         """Makes topics that both brokers have and the first one leads."""
+        self.led_by(self.leader, plans)
+
+    def led_by(self, node: Node, plans: Iterable[TopicPlan]) -> None:
+        """Makes topics that both brokers have and this one leads."""
+        other = self.follower if node is self.leader else self.leader
         admin = AdminClient({"bootstrap.servers": self.bootstrap_servers})
         topics = [
             NewTopic(
                 plan.name,
                 plan.partitions,
-                replica_assignment=[[self.leader.number, self.follower.number]] * plan.partitions,
+                replica_assignment=[[node.number, other.number]] * plan.partitions,
                 config=dict(plan.configs),
             )
             for plan in plans
@@ -142,10 +152,17 @@ class Cluster:
         for future in admin.create_topics(topics).values():
             future.result(20)
 
-    def leaders(self, topic: str) -> set[int]:
-        """Who leads the partitions of a topic."""
-        admin = AdminClient({"bootstrap.servers": f"{HOST}:{self._ports[self.follower.number]}"})
+    def leaders(self, topic: str, asked: Node | None = None) -> set[int]:
+        """Who leads the partitions of a topic, says a broker: the follower unless another one is asked."""
+        port = self._ports[(asked or self.follower).number]
+        admin = AdminClient({"bootstrap.servers": f"{HOST}:{port}"})
         return {part.leader for part in admin.list_topics(topic, 5).topics[topic].partitions.values()}
+
+    def coordinator(self, group: str) -> Node:
+        """The broker that keeps the members and offsets of a group."""
+        admin = AdminClient({"bootstrap.servers": self.bootstrap_servers})
+        number = admin.describe_consumer_groups([group])[group].result(20).coordinator.id
+        return {node.number: node for node in (self.leader, self.follower)}[number]
 
     def in_sync(self, topic: str) -> bool:
         """Whether both brokers have all of a topic."""
@@ -168,9 +185,9 @@ class Cluster:
 
 
 @contextmanager
-def running_cluster(folder: Path) -> Iterator[Cluster]:
+def running_cluster(folder: Path, settings: Mapping[str, str] = MappingProxyType({})) -> Iterator[Cluster]:
     """A cluster of which controller and leader run; `cluster.follower.start()` brings the rest."""
-    cluster = Cluster(folder)
+    cluster = Cluster(folder, settings)
     try:
         cluster.controller.start()
         cluster.leader.start()
