@@ -66,7 +66,7 @@ def test_coordinator_link_slow_and_narrow_only_slows(linked: LinkedBroker, platf
     assert twice("x") == "xx"
     # To the broker, to the instance, and the same way back.
     assert time.monotonic() - began > 4 * SLOW_DELAY_S
-    texts = [f"{number:04}" * 500 for number in range(20)]
+    texts = [f"{number:04}" * 500 for number in range(40)]
     began = time.monotonic()
     futures = [twice.async_call(text) for text in texts]
     assert [future.result(30) for future in futures] == [text + text for text in texts]
