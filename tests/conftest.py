@@ -27,6 +27,7 @@ def folder_of(path: Path) -> str:
     return path.relative_to(HERE).parts[0]
 
 
+@pytest.hookimpl(tryfirst=True)  # before pytest-xdist looks for groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Gives each test the marker of its folder, and keeps files together that share a running platform."""
     for item in items:

@@ -125,7 +125,7 @@ def test_platform_orphans_are_ended_without_a_platform(idle: LocalPlatform, word
         env={**idle.env, HOME_VARIABLE: str(idle.home.root)},
     )
     try:
-        assert [one.pid for one in idle.processes()] == [orphan.pid]
+        wait_for(lambda: [one.pid for one in idle.processes()] == [orphan.pid], "the orphan's start")
         idle.run(*words, code=None)
         assert orphan.wait(10) == -signal.SIGTERM
     finally:

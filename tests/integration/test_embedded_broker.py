@@ -70,8 +70,9 @@ def setting(broker: Broker, name: str) -> str:
     return str(answer.result(10)[name].value)
 
 
-def test_embedded_broker_keeps_acknowledged_records_over_sigkill(broker: Broker) -> None:
+def test_embedded_broker_keeps_acknowledged_records_over_sigkill(new_broker: Callable[[], Broker]) -> None:
     """What was acknowledged before SIGKILL is read in order after a restart, at the same address."""
+    broker = new_broker()
     topic, values = new_topic(broker), [b"%d" % i for i in range(500)]
     address, pid = broker.bootstrap_servers, broker.kafka.pid
     produce(broker, topic, values)
@@ -100,8 +101,9 @@ def test_embedded_broker_answers_again_after_a_freeze(broker: Broker) -> None:
     assert read_all(broker, topic, 1) == [b"before"]
 
 
-def test_embedded_broker_restarts_cleanly_while_frozen(broker: Broker) -> None:
+def test_embedded_broker_restarts_cleanly_while_frozen(new_broker: Callable[[], Broker]) -> None:
     """A restart ends a frozen broker in good order too, and keeps the address."""
+    broker = new_broker()
     address, pid = broker.bootstrap_servers, broker.kafka.pid
     broker.freeze()
     broker.restart()

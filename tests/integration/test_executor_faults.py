@@ -14,6 +14,8 @@ import pytest
 
 from pelton_platform import process
 from pelton_platform.coordinator import executors
+from pelton_platform.executor.outbox import CHANNEL_LOST_EXIT
+from pelton_platform.executor.reader import PARENT_GONE_EXIT
 from support.executor_rig import Rig, executor_of, pool_of, wait_for_file
 
 WAITING = """
@@ -197,7 +199,9 @@ def test_user_code_that_closes_the_channel_ends_its_executor(tmp_path: Path) -> 
         with pytest.raises(AssertionError):
             wait_for_file(tmp_path / "bundle" / "leaked", seconds=1.0)
         end = rig.wait_exit()
-        assert (end.code, end.asked) == (70, False)
+        # Who finds out first: the one that tells the outcome, or the one that listens.
+        assert end.code in (CHANNEL_LOST_EXIT, PARENT_GONE_EXIT)
+        assert not end.asked
 
 
 def test_an_executor_that_ends_its_channel_but_lives_on_is_killed(tmp_path: Path) -> None:
