@@ -138,7 +138,10 @@ def main() -> int:
     scale = arguments.scale
     figures: dict[str, float] = {}
     with tempfile.TemporaryDirectory(prefix="pelton-bench-", ignore_cleanup_errors=True) as folder:
-        home = PlatformHome(Path(folder))
+        say("measuring: import, first call")
+        figures["import.ms"] = measures.import_ms()
+        figures["up.first_call_s"] = measures.first_call_s(Path(folder) / "first")
+        home = PlatformHome(Path(folder) / "all")
         try:
             say("starting the platform")
             home.run("up", "--detach")
@@ -152,11 +155,8 @@ def main() -> int:
             for name, step in steps:
                 say(f"measuring: {name}")
                 step()
-            say("measuring: import, first call, takeover")
-            figures["import.ms"] = measures.import_ms()
+            say("measuring: takeover")
             pelton.close()
-            home.run("down")
-            figures["up.first_call_s"] = measures.first_call_s(home)
             taken = measures.takeover(home, arguments.kills)
             figures["takeover.p50_s"], figures["takeover.p99_s"] = median(taken), percentile(taken, 99)
             say(f"measuring: {arguments.waiting} waiting calls")
