@@ -27,7 +27,7 @@ demo: $(STAMP)  ## run the ticket pipeline on an embedded Apache Kafka, with two
 	@$(PYTHON) docs/examples/tickets_demo/demo.py $(ARGS)
 
 test: $(STAMP)  ## run every test but the long fault runs and the benchmarks
-	@$(PYTHON) -m pytest -n $(WORKERS) --dist loadgroup -m "not chaos_long and not bench" $(ARGS)
+	@$(PYTHON) -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder -m "not chaos_long and not bench" $(ARGS)
 
 fmt: $(STAMP)  ## format the code, mend what ruff can mend, render the file map of the docs
 	@$(PYTHON) -m ruff check --fix --exit-zero --quiet .

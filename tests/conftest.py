@@ -13,8 +13,6 @@ from hypothesis import settings
 HERE = Path(__file__).parent
 MARKER_OF_FOLDER = {"integration": "integration", "chaos": "chaos"}
 PURE_FOLDERS = {"unit", "property"}
-SPREAD_FOLDERS = {"integration", "chaos"}
-"""Tests of these folders go to parallel workers one by one; of the others a whole file goes to one worker."""
 
 # No deadlines: a busy machine is not a bug. CI repeats the same examples in every run.
 settings.register_profile("laptop", deadline=None, print_blob=True)
@@ -27,16 +25,12 @@ def folder_of(path: Path) -> str:
     return path.relative_to(HERE).parts[0]
 
 
-@pytest.hookimpl(tryfirst=True)  # before pytest-xdist looks for groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Gives each test the marker of its folder, and keeps files together that share a running platform."""
+    """Gives each test the marker of its folder."""
     for item in items:
-        folder = folder_of(item.path)
-        marker = MARKER_OF_FOLDER.get(folder)
+        marker = MARKER_OF_FOLDER.get(folder_of(item.path))
         if marker:
             item.add_marker(marker)
-        if folder not in SPREAD_FOLDERS:
-            item.add_marker(pytest.mark.xdist_group(item.path.stem))
 
 
 @pytest.fixture(autouse=True)
