@@ -30,6 +30,8 @@ LOOPBACK = "127.0.0.1"
 
 _LINUX = sys.platform == "linux"
 _PR_SET_PDEATHSIG = 1
+# How long what got SIGKILL may take to be gone.
+_KILLED_S = 10.0
 # Without pidfd the end of a process is found by looking; this is how often.
 _LOOK_INTERVAL_S = 0.02
 # Kernels hand ports of the ephemeral range to outgoing connections, and a client that retries a closed port
@@ -167,7 +169,8 @@ def terminate(identity: ProcessIdentity, grace_s: float, *, group: bool = False)
     """End a process: SIGTERM, `grace_s` seconds to end by itself, then SIGKILL.
 
     With `group` the whole process group that it leads gets both signals, and what is left of the group when
-    the leader has ended is killed. A child of the caller stays a zombie until the caller waits for it.
+    the leader has ended is killed, and gone on return. A child of the caller stays a zombie until the caller
+    waits for it.
 
     Returns:
         True when it ended by itself, False when it had to be killed.
@@ -180,10 +183,11 @@ def terminate(identity: ProcessIdentity, grace_s: float, *, group: bool = False)
     # A stopped process does not see SIGTERM before it continues.
     send(identity, signal.SIGCONT)
     graceful = wait_gone(identity, grace_s)
-    if group or not graceful:
-        send(identity, signal.SIGKILL)
-    if not wait_gone(identity, 10.0):
-        raise TimeoutError(f"process {identity.pid} does not end even after SIGKILL")
+    killed = (group or not graceful) and send(identity, signal.SIGKILL)
+    deadline = time.monotonic() + _KILLED_S
+    for member in (identity, *(group_members(identity.pid) if group and killed else ())):
+        if not wait_gone(member, max(0.0, deadline - time.monotonic())):
+            raise TimeoutError(f"process {member.pid} does not end even after SIGKILL")
     return graceful
 
 

@@ -21,6 +21,7 @@ from pelton_platform.embedded.cache import Installation, java_environment
 from pelton_platform.embedded.jvm import BROKER_CLASS, archive_flags, java_command
 from pelton_platform.embedded.properties import RECORDS_FOLDER, broker_properties, render
 from pelton_platform.embedded.storage import format_storage, new_id
+from support.freezing import freeze
 from support.worker_instance import wait_until
 
 HOST: Final = "127.0.0.1"
@@ -82,6 +83,11 @@ class Node:
                 stderr=log,
                 die_with_parent=True,
             )
+
+    def freeze(self) -> None:
+        """It stands still; SIGCONT lets it go on."""
+        assert self.child is not None
+        freeze(self.child.pid)
 
     def signal(self, number: signal.Signals) -> None:
         """To its process."""

@@ -133,7 +133,7 @@ def leader_lost(cluster: Cluster, folder: Path, bug: str) -> Verdict:
         results = world.topics.results("quick")
         wait_until(lambda: cluster.in_sync(results), 20, "both brokers have all")
         wait_until(lambda: executing(world, 8), 30, "all calls run")
-        cluster.follower.signal(signal.SIGSTOP)
+        cluster.follower.freeze()
         try:
             wait_until(lambda: ended(world, 8), 10, "all calls have ended")
             written = worker.counters_path.stat().st_mtime

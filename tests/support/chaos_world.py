@@ -11,7 +11,7 @@ import time
 import uuid
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -25,6 +25,7 @@ from pelton.protocol.topics import Control, TopicPlan, spec_key
 from pelton_platform import process
 from support.chaos_groups import partitions_held
 from support.chaos_ledgers import SOURCE, ExecutedLedger, Execution
+from support.freezing import freeze
 from support.worker_instance import CONTAINER, Platform, Worker, wait_until
 
 TESTS = Path(__file__).resolve().parent.parent
@@ -251,7 +252,7 @@ class World(Platform):
 
     def kill_executor(self, worker: Worker, pid: int) -> Hit:
         """SIGKILL to one executor, looked at while it stands still."""
-        _freeze(pid)
+        freeze(pid)
         hit = Hit("executor", worker.name, frozenset((pid,)), self.in_flight([pid]))
         hit.at_ns = hit.over_ns = time.monotonic_ns()
         _signal(pid, signal.SIGKILL)
@@ -297,10 +298,10 @@ class World(Platform):
                 _signal(pid, signal.SIGCONT)
 
     def _stop_all(self, kind: str, worker: Worker) -> Hit:
-        _freeze(worker.child.pid)
+        freeze(worker.child.pid)
         pids = self.executors(worker)
         for pid in pids:
-            _freeze(pid)
+            freeze(pid)
         in_flight = self.in_flight(pids)
         return Hit(kind, worker.name, frozenset(pids), in_flight, time.monotonic_ns())
 
@@ -335,16 +336,6 @@ def _signal(pid: int, number: signal.Signals) -> None:
         os.kill(pid, number)
     except ProcessLookupError:
         pass
-
-
-def _freeze(pid: int) -> None:
-    """SIGSTOP, and waits until it stands still: what it writes before that is seen by who looks then."""
-    _signal(pid, signal.SIGSTOP)
-    deadline = time.monotonic() + 5.0
-    with suppress(psutil.NoSuchProcess):
-        while psutil.Process(pid).status() not in (psutil.STATUS_STOPPED, psutil.STATUS_ZOMBIE):
-            assert time.monotonic() < deadline, f"process {pid} does not stand still"
-            time.sleep(0.001)
 
 
 @contextmanager

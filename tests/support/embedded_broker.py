@@ -12,6 +12,7 @@ import pytest
 
 from pelton_platform import process
 from pelton_platform.embedded import EmbeddedKafka, EmbeddedKafkaError, Installation, resolve
+from support.freezing import freeze
 
 
 class Broker:
@@ -48,8 +49,8 @@ class Broker:
         assert process.wait_gone(identity, 10.0)
 
     def freeze(self) -> None:
-        """Stop the process with SIGSTOP: connections stay open, nothing is answered."""
-        assert process.send_signal(self.kafka.identity, signal.SIGSTOP)
+        """Stop the process with SIGSTOP: connections stay open, nothing is answered from now on."""
+        freeze(self.kafka.identity.pid)
 
     def thaw(self) -> None:
         """Let a frozen process go on."""

@@ -56,6 +56,7 @@ from pelton.transport.kafka.admin import Admin
 from pelton.transport.kafka.producer import RecordProducer
 from pelton.transport.kafka.ranges import RangeReader
 from pelton.transport.log import Headers, KafkaFailure, LogRecord
+from support.freezing import freeze
 
 CONTAINER = "box"
 
@@ -111,7 +112,7 @@ class Worker:
 
     def freeze(self) -> None:
         """SIGSTOP."""
-        self.child.send_signal(signal.SIGSTOP)
+        freeze(self.child.pid)
 
     def thaw(self) -> None:
         """SIGCONT."""
