@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import logging
+import operator
 import os
 import random
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 
 import pytest
 
@@ -140,17 +142,33 @@ def test_contract_call_is_accepted_and_its_results_come_in_order(platform: Platf
 
 
 def test_contract_record_of_a_call_is_what_workers_expect(platform: Platform, caller: Caller) -> None:
-    """Key and partition come from the call id, headers carry routing, the body is the invocation."""
+    """The key is the call id, headers carry routing, the body is the invocation."""
     invocation, inbox = caller.invocation(b"body", deadline_ms=77), Inbox()
     caller.transport.submit(invocation, caller.spec, inbox.on_accepted, inbox.on_results)
     inbox.await_that(lambda: inbox.accepted == [None])
     (record,) = platform.inputs(caller.spec.name)
     headers = decode_input(record.headers)
     assert record.key == invocation.call_id
-    assert record.partition == partition_of(invocation.call_id, 2)
     assert (headers.call_id, headers.function) == (invocation.call_id, caller.spec.name)
     assert (headers.attempt, headers.deadline_ms) == (1, 77)
     assert decode_invocation(record.value) == invocation
+
+
+def test_contract_calls_without_a_key_go_round_and_those_with_one_stay_together(
+    platform: Platform, caller: Caller
+) -> None:
+    """One after the other uses each partition in turn; a key of the user always means the same partition."""
+    plain = [caller.accepted()[0] for _ in range(4)]
+    for _ in range(3):
+        invocation, inbox = replace(caller.invocation(), ordering_key="customer-7"), Inbox()
+        caller.transport.submit(invocation, caller.spec, inbox.on_accepted, inbox.on_results)
+        inbox.await_that(partial(operator.eq, inbox.accepted, [None]))
+    found = platform.inputs(caller.spec.name)
+    places = [next(record.partition for record in found if record.key == call_id) for call_id in plain]
+    assert places[:2] == places[2:]
+    assert sorted(places[:2]) == [0, 1]
+    keyed = [record.partition for record in found if record.key == b"customer-7"]
+    assert keyed == [partition_of(b"customer-7", 2)] * 3
 
 
 def test_contract_first_reply_after_prepare_is_never_lost(platform: Platform, function: str) -> None:

@@ -115,24 +115,36 @@ class Storm:
         world.ledger.poll()
         return [pid for pid in world.executors(worker) if world.ledger.open(pid)]
 
+    def _standing(self, stand: Callable[[Worker], Hit], dice: int) -> tuple[Worker, Hit]:
+        """A busy target that stands still; one whose last call ended before it stood goes on, for another."""
+        deadline = time.monotonic() + BUSY_S
+        while True:
+            worker = self._busy_instance(dice)
+            hit = stand(worker)
+            if hit.in_flight or time.monotonic() >= deadline:
+                return worker, hit
+            self._world.go_on(worker, hit)
+
     def _kill_executor(self, fault: Fault) -> Hit:
-        worker = self._busy_instance(fault.dice)
-        pids = self._flying(worker) or self._world.executors(worker)
-        return self._world.kill_executor(worker, pids[fault.dice % len(pids)])
+        def stand(worker: Worker) -> Hit:
+            pids = self._flying(worker) or self._world.executors(worker)
+            return self._world.stop_executor(worker, pids[fault.dice % len(pids)])
+
+        return self._world.kill(*self._standing(stand, fault.dice))
 
     def _kill_instance(self, fault: Fault) -> Hit:
         self._world.mend(self._count)
-        hit = self._world.kill_instance(self._busy_instance(fault.dice))
+        hit = self._world.kill(*self._standing(self._world.stop_instance, fault.dice))
         self._world.start()
         return hit
 
     def _freeze(self, fault: Fault) -> Hit:
         world = self._world
         world.mend(self._count)
-        worker = self._busy_instance(fault.dice)
+        worker, hit = self._standing(world.stop_instance, fault.dice)
         # In the first one all stand still; in others executors may end calls that nobody hears of.
         first = not any(hit.kind == "freeze" for hit in world.hits)
-        hit = world.freeze_instance(worker, executors=first or bool(fault.dice & 1))
+        world.keep_frozen(hit, executors=first or bool(fault.dice & 1))
         try:
             began = time.monotonic()
             world.wait_settled(self._count - 1)

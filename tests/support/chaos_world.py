@@ -250,30 +250,53 @@ class World(Platform):
 
     # ---- faults ----
 
-    def kill_executor(self, worker: Worker, pid: int) -> Hit:
-        """SIGKILL to one executor, looked at while it stands still."""
+    def stop_executor(self, worker: Worker, pid: int) -> Hit:
+        """One executor stands still and was looked at: `kill` it, or let it `go_on`."""
         freeze(pid)
-        hit = Hit("executor", worker.name, frozenset((pid,)), self.in_flight([pid]))
-        hit.at_ns = hit.over_ns = time.monotonic_ns()
-        _signal(pid, signal.SIGKILL)
-        self.hits.append(hit)
-        return hit
+        return Hit("executor", worker.name, frozenset((pid,)), self.in_flight([pid]), time.monotonic_ns())
 
-    def kill_instance(self, worker: Worker) -> Hit:
-        """SIGKILL to an instance (its executors die with it), looked at while all of it stands still."""
-        hit = self._stop_all("instance", worker)
-        hit.over_ns = hit.at_ns
-        worker.kill()
-        # A child that was stopped before it asked to die with its parent goes on, looks, and ends.
+    def stop_instance(self, worker: Worker) -> Hit:
+        """An instance and its executors stand still and were looked at: `kill` it, or let it `go_on`."""
+        freeze(worker.child.pid)
+        pids = self.executors(worker)
+        for pid in pids:
+            freeze(pid)
+        in_flight = self.in_flight(pids)
+        return Hit("instance", worker.name, frozenset(pids), in_flight, time.monotonic_ns())
+
+    def go_on(self, worker: Worker, hit: Hit) -> None:
+        """What stands still goes on, as if nothing had been."""
+        if hit.kind != "executor":
+            worker.thaw()
         for pid in hit.pids:
             _signal(pid, signal.SIGCONT)
-        self._before = self._members
+
+    def kill(self, worker: Worker, hit: Hit) -> Hit:
+        """SIGKILL to what stands still; the executors of an instance die with it."""
+        hit.at_ns = hit.over_ns = time.monotonic_ns()
+        if hit.kind == "executor":
+            for pid in hit.pids:
+                _signal(pid, signal.SIGKILL)
+        else:
+            worker.kill()
+            # A child that was stopped before it asked to die with its parent goes on, looks, and ends.
+            for pid in hit.pids:
+                _signal(pid, signal.SIGCONT)
+            self._before = self._members
         self.hits.append(hit)
         return hit
 
-    def freeze_instance(self, worker: Worker, *, executors: bool) -> Hit:
-        """SIGSTOP to an instance; its executors go on unless they are named too. `wake` ends it."""
-        hit = self._stop_all("freeze", worker)
+    def kill_executor(self, worker: Worker, pid: int) -> Hit:
+        """SIGKILL to one executor, looked at while it stands still."""
+        return self.kill(worker, self.stop_executor(worker, pid))
+
+    def kill_instance(self, worker: Worker) -> Hit:
+        """SIGKILL to an instance, looked at while all of it stands still."""
+        return self.kill(worker, self.stop_instance(worker))
+
+    def keep_frozen(self, hit: Hit, *, executors: bool) -> Hit:
+        """An instance that stands still stays so; its executors go on unless they are named too."""
+        hit.kind = "freeze"
         if not executors:
             for pid in hit.pids:
                 _signal(pid, signal.SIGCONT)
@@ -281,7 +304,7 @@ class World(Platform):
         return hit
 
     def wake(self, worker: Worker, hit: Hit) -> None:
-        """SIGCONT to all of a frozen instance.
+        """SIGCONT to all of an instance that was kept frozen.
 
         Executors follow when the instance has heard that it is out: what they end then it may not use.
         """
@@ -296,14 +319,6 @@ class World(Platform):
         finally:
             for pid in hit.pids:
                 _signal(pid, signal.SIGCONT)
-
-    def _stop_all(self, kind: str, worker: Worker) -> Hit:
-        freeze(worker.child.pid)
-        pids = self.executors(worker)
-        for pid in pids:
-            freeze(pid)
-        in_flight = self.in_flight(pids)
-        return Hit(kind, worker.name, frozenset(pids), in_flight, time.monotonic_ns())
 
     def bounce_broker(self, kind: str, bounce: Callable[[], None]) -> None:
         """Does something to the broker and notes from when to when."""

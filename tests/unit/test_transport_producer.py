@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -41,9 +42,17 @@ class FakeClient:
         self.held: list[Callable[[KafkaError | None, Delivered], None]] = []
         self.events: list[Callable[[], None]] = []
         self.refuse: list[Exception] = []
+        self.asked: list[str] = []
+        self.away = 3
         self.broken = False
         self.closed = False
         self.wake = threading.Condition()
+
+    def list_topics(self, topic: str, timeout: float) -> None:
+        self.asked.append(topic)
+        if self.away:
+            self.away -= 1
+            raise KafkaException(KafkaError(KafkaError._TRANSPORT))
 
     def produce(self, topic: str, *args: object, on_delivery: Any, headers: object) -> None:
         if self.broken:
@@ -132,6 +141,22 @@ def test_each_send_is_reported_once_with_its_place(bench: Bench) -> None:
     bench.await_reports(1)
     assert bench.reports == [(None, 3, 0, 1_000)]
     assert bench.producer.flush(5) == 0
+
+
+def test_a_new_client_is_asked_for_metadata_until_it_had_two_answers(bench: Bench) -> None:
+    """That is when it asks for its producer id; while Kafka is away reports are served all the same."""
+    (client,) = bench.clients
+    bench.send()
+    client.deliver(1)
+    bench.await_reports(1)
+    deadline = time.monotonic() + 5
+    while len(client.asked) < 5 and time.monotonic() < deadline:
+        time.sleep(0.01)
+    bench.send()
+    client.deliver(1)
+    bench.await_reports(2)
+    assert client.asked == ["pelton.control.logs"] * 5
+    assert client.away == 0
 
 
 def test_sending_blocks_while_too_much_is_unacknowledged(bench: Bench) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import random
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
@@ -16,7 +18,7 @@ from pelton.protocol.headers import encode_result as encode_result_headers
 from pelton.protocol.topics import Topics
 from pelton.transport.log import Headers, KafkaFailure, LogRecord, OnReport, Place
 from pelton.transport.memory import MemoryBroker, MemoryTransport
-from pelton.transport.partitioning import murmur2, partition_of
+from pelton.transport.partitioning import Spread, murmur2, partition_of
 from pelton.transport.ports import AttachState
 from pelton.transport.registry import Registry
 from pelton.transport.routing import CallRouter
@@ -346,3 +348,31 @@ def test_routing_keys_hash_as_in_java(key: bytes, hashed: int) -> None:
     """The hash equals the one that the tests of Apache Kafka's own client expect."""
     assert murmur2(key) == hashed % 2**32
     assert partition_of(key, 7) == (hashed % 2**32 & 0x7FFFFFFF) % 7
+
+
+def runs(spread: Spread, opened: int, count: int) -> list[tuple[int, int]]:
+    """Partitions and lengths of the runs in which so many records are spread."""
+    return [
+        (partition, len(list(run)))
+        for partition, run in itertools.groupby(spread.next(opened) for _ in range(count))
+    ]
+
+
+def test_routing_what_is_sent_alone_goes_round() -> None:
+    """With nothing else open each record goes to the next partition, beginning anywhere."""
+    starts = set()
+    for seed in range(40):
+        order = runs(Spread(8, random.Random(seed)), 1, 16)
+        assert [length for _, length in order] == [1] * 16
+        first = order[0][0]
+        assert [partition for partition, _ in order] == [(first + step) % 8 for step in range(16)]
+        starts.add(first)
+    assert starts == set(range(8))
+
+
+@pytest.mark.parametrize(("opened", "length"), [(31, 1), (64, 2), (512, 16), (1_000_000, 32)])
+def test_routing_many_open_calls_go_in_runs(opened: int, length: int) -> None:
+    """A run is a quarter of a partition's even share, at most 32, and each partition has its turn."""
+    order = runs(Spread(8, random.Random(1)), opened, length * 16)
+    assert [run for _, run in order] == [length] * 16
+    assert len({partition for partition, _ in order[:8]}) == 8

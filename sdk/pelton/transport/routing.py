@@ -36,6 +36,7 @@ from pelton.protocol.codec import decode_result, encode_invocation
 from pelton.protocol.headers import decode_result_id, encode_input
 from pelton.protocol.topics import RESULT_TTL_MS, TopicKind, Topics
 from pelton.transport.log import KafkaFailure, Log, LogRecord, Place
+from pelton.transport.partitioning import Spread
 from pelton.transport.ports import AttachState, Directory, OnAccepted, OnResults
 
 CLOCK_SLACK_MS: Final = 60_000
@@ -105,6 +106,7 @@ class CallRouter:
         self._followed: set[Place] = set()
         self._broken: set[Place] = set(followed_before)
         self._invocations: dict[str, str] = {}
+        self._spreads: dict[str, Spread] = {}
 
     @property
     def followed(self) -> frozenset[Place]:
@@ -143,12 +145,19 @@ class CallRouter:
         )
         key = invocation.ordering_key or invocation.idempotency_key
         self._calls[call_id] = (_Receiver(function, on_results),)
+        if key is None:
+            spread = self._spreads.get(function)
+            if spread is None or spread.partitions != spec.partitions:
+                spread = self._spreads[function] = Spread(spec.partitions, self._dice)
+            partition = spread.next(len(self._calls))
+        else:
+            partition = None
         try:
             self._log.append(
                 topic,
                 value,
                 key=call_id if key is None else key.encode(),
-                partition=None,
+                partition=partition,
                 headers=headers,
                 on_report=partial(self._reported, call_id, topic, on_accepted),
             )

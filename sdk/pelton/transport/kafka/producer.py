@@ -14,6 +14,7 @@ from typing import Any, Final
 from confluent_kafka import KafkaError, KafkaException, Producer
 
 from pelton.errors import SubmitFailed, TransportError
+from pelton.protocol.topics import Control, Topics
 from pelton.transport.config import ConnectionConfig
 from pelton.transport.kafka import lifetime
 from pelton.transport.kafka.clock import BrokerClock
@@ -37,6 +38,7 @@ _SAMPLE_EVERY_NS: Final = 50_000_000
 _SLOW_SAMPLE_NS: Final = (
     5_000_000  # says too little about the broker's clock: the next record is a sample, too
 )
+_METADATA_ANSWERS: Final = 2  # after the first the client changes its connection, with the second it asks
 _PURGE_S: Final = 5.0
 _EXIT_FLUSH_S: Final = 10.0
 _LOGGER: Final = logging.getLogger("pelton.transport")
@@ -89,6 +91,8 @@ class RecordProducer:
         self._refused: deque[tuple[OnReport, int, KafkaFailure]] = deque()
         self._fatal = ""
         self._outage = Outage(config.bootstrap_servers, "a producer")
+        self._known_topic = Topics(config.namespace).control(Control.LOGS)
+        self._hurry = _METADATA_ANSWERS
         self._client = self._new_client()
         self._closed = False
         self._thread = threading.Thread(target=self._serve, name="pelton-producer", daemon=True)
@@ -276,12 +280,27 @@ class RecordProducer:
 
     def _serve(self) -> None:
         while not self._closed:
+            if self._hurry:
+                self._ask_for_id(self._client)
             self._poll(self._client, _POLL_S)
             self._settle()
             if self._fatal:
                 self._renew()
             self._outage.look(self._client)
         self._end(self._client)
+
+    def _ask_for_id(self, client: Any) -> None:
+        """Asks for metadata: with each answer the client asks for its producer id, if it has none.
+
+        By itself it does so after half a second, since it drops the connection of its first answer for that
+        to the same broker under the name that the answer gives. Records wait for the id.
+        """
+        try:
+            client.list_topics(self._known_topic, timeout=_POLL_S)
+        except KafkaException as error:
+            _LOGGER.debug("a Kafka producer has no metadata yet: %s", error)
+        else:
+            self._hurry -= 1
 
     def _settle(self) -> None:
         """Gives back the room of what was reported, and reports what the client refused."""
@@ -306,6 +325,7 @@ class RecordProducer:
         reason, broken = self._fatal, self._client
         _LOGGER.error("the Kafka producer failed for good and is made anew: %s", reason)
         fresh = self._new_client()
+        self._hurry = _METADATA_ANSWERS
         with self._room:
             self._client = fresh
             self._fatal = ""
