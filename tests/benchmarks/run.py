@@ -40,8 +40,9 @@ def say(text: str) -> None:
 
 
 def measure_raw(figures: dict[str, float], servers: str, scale: float) -> None:
-    """The ceiling, on the same broker."""
+    """The ceiling, on the same broker, once that is warm: a young Java makes the ceiling low."""
     with raw_loop(servers) as loop:
+        loop.closed_loop(int(60_000 * scale), 512)
         figures["raw.pingpong_p50_ms"] = median(loop.sequential(int(1500 * scale)))
         for in_flight in (64, 512):
             rate = loop.closed_loop(int(60_000 * scale), in_flight)

@@ -311,6 +311,34 @@ def test_futures_work_with_the_standard_library(transport: ScriptedTransport, cl
     assert {future.result() for future in concurrent.futures.as_completed([first, second], 1)} == {"a", "b"}
 
 
+def test_a_future_has_all_that_the_standard_library_gives_its_own(
+    transport: ScriptedTransport, classify: FunctionRef
+) -> None:
+    """It sets those attributes itself, with a lighter condition: a Python that has more must be noticed."""
+    ours, theirs = vars(classify.async_call(1)), vars(concurrent.futures.Future())
+    assert theirs.keys() <= ours.keys()
+    assert {name: ours[name] for name in theirs if name != "_condition"} == {
+        name: theirs[name] for name in theirs if name != "_condition"
+    }
+
+
+def test_every_thread_that_waits_for_a_future_wakes(
+    transport: ScriptedTransport, classify: FunctionRef
+) -> None:
+    """The first waiter makes the condition, later ones share it, and one without a waiter needs none."""
+    future = classify.async_call(1)
+    got: list[str] = []
+    waiters = [threading.Thread(target=lambda: got.append(future.result(10))) for _ in range(8)]
+    for waiter in waiters:
+        waiter.start()
+    with pytest.raises(TimeoutError):
+        future.result(0.05)
+    transport.answer(transport.last.call_id, "a")
+    for waiter in waiters:
+        waiter.join(10)
+    assert got == ["a"] * 8
+
+
 def test_done_callbacks_never_run_on_the_reading_thread(
     transport: ScriptedTransport, classify: FunctionRef
 ) -> None:

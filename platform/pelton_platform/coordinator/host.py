@@ -83,7 +83,7 @@ class Services:
 
     Attributes:
         config: the connection.
-        producer: sends everything.
+        producer: sends what calls write.
         clock: broker time.
         ranges: reads stretches of the log.
         trimmer: deletes what is finished.

@@ -8,22 +8,21 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, suppress
-from queue import Empty, Queue
+from contextlib import ExitStack
 from types import FrameType
 from typing import Final
 
 from pelton.core.spec import ContainerSpec, FunctionSpec, InstanceStatus
-from pelton.errors import PeltonError
+from pelton.errors import PeltonError, TransportError
 from pelton.protocol.signing import Keyring
 from pelton.protocol.topics import Control, Topics
 from pelton.transport.kafka.admin import Admin
 from pelton.transport.kafka.clock import BrokerClock
+from pelton.transport.kafka.probe import Probe
 from pelton.transport.kafka.producer import RecordProducer
 from pelton.transport.kafka.ranges import RangeReader
-from pelton.transport.log import KafkaFailure
 from pelton_platform.coordinator import times
 from pelton_platform.coordinator.counters import Counters
 from pelton_platform.coordinator.executors import ExecutorSettings
@@ -44,7 +43,6 @@ EXIT_DEAF: Final = 3
 
 SPECS_TIMEOUT_S: Final = 30.0
 _PROBES: Final = 3
-_PROBE_TIMEOUT_S: Final = 15.0
 _LEAVE_TIMEOUT_S: Final = 15.0
 _CLOSE_GRACE_S: Final = 2.0
 _FLUSH_S: Final = 5.0
@@ -121,32 +119,31 @@ class Instance:
         """Serves until SIGTERM or SIGINT; returns the exit code."""
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._asked_to_stop)
-        config = self._file.connection
         with ExitStack() as stack:
-            producer = RecordProducer(
-                config, message_timeout_ms=times.MESSAGE_TIMEOUT_MS, clock=self._clock, on_fatal=self._renewed
-            )
-            stack.callback(producer.close, _FLUSH_S)
-            presence = Presence(producer, self._topics, self._file.container, self._file.instance)
+            # What calls write and what the instance says go by clients of their own: output that user code
+            # floods takes no room from outcomes, and each client has fewer partitions to look after.
+            voice = self._producer(stack)
+            producer = self._producer(stack)
+            presence = Presence(voice, self._topics, self._file.container, self._file.instance)
             try:
-                learn_time = self._probe(producer)
+                probe = self._probe(voice)
                 try:
                     self._served = self._read_specs()
                 finally:
-                    learn_time()
+                    self._learn_time(voice, probe)
                 self._started_ms = self._clock.now_ms()
                 presence.say(self._status())
-                services = self._services(stack, producer)
+                services = self._services(stack, producer, OutputLog(voice, self._topics, self._counters))
                 container = self._served.container
                 self._hosts = [self._host(container, each, services) for each in self._served.functions]
                 for host in self._hosts:
                     host.start()
                 self._serve(presence)
-                return self._end(presence, producer)
+                return self._end(presence, producer, voice)
             except (PeltonError, OSError) as error:
                 self._fail(str(error))
                 presence.say(self._status())
-                producer.flush(_FLUSH_S)
+                voice.flush(_FLUSH_S)
                 return EXIT_FAILED
             finally:
                 self._write_counters()
@@ -156,39 +153,31 @@ class Instance:
     def _asked_to_stop(self, number: int, _frame: FrameType | None) -> None:
         self._stop.set()
 
-    def _probe(self, producer: RecordProducer) -> Callable[[], None]:
-        """Sends a record from which the broker's time is learned; other things can be done on its way.
+    def _producer(self, stack: ExitStack) -> RecordProducer:
+        producer = RecordProducer(
+            self._file.connection,
+            message_timeout_ms=times.MESSAGE_TIMEOUT_MS,
+            clock=self._clock,
+            on_fatal=self._renewed,
+        )
+        stack.callback(producer.close, _FLUSH_S)
+        return producer
 
-        Returns:
-            Waits until it is acknowledged: before that nothing that depends on the time may be said.
-        """
-        topic = self._topics.control(Control.LOGS)
-        answers: Queue[KafkaFailure | None] = Queue()
+    def _probe(self, voice: RecordProducer) -> Probe:
+        return Probe(voice, self._topics.control(Control.LOGS))
 
-        def send() -> None:
-            producer.send(
-                topic,
-                None,
-                key=self._file.container.encode(),
-                on_report=lambda failure, *_: answers.put(failure),
-            )
-
-        def wait() -> None:
-            trouble = "no answer"
-            for last in (*[False] * (_PROBES - 1), True):
-                with suppress(Empty):
-                    failure = answers.get(timeout=_PROBE_TIMEOUT_S)
-                    if failure is None:
-                        return
-                    trouble = str(failure)
-                if not last:
-                    send()
-            raise NothingToServe(
-                f"Kafka at {self._file.bootstrap_servers} does not acknowledge a record to {topic}: {trouble}"
-            )
-
-        send()
-        return wait
+    def _learn_time(self, voice: RecordProducer, probe: Probe) -> None:
+        """Waits until Kafka has told the time: before that nothing that depends on it may be said."""
+        servers = self._file.bootstrap_servers
+        for _ in range(_PROBES - 1):
+            try:
+                probe.wait(servers)
+            except TransportError as error:
+                _log.warning("trying again: %s", error)
+                probe = self._probe(voice)
+            else:
+                return
+        probe.wait(servers)
 
     def _read_specs(self) -> Served:
         keyring = Keyring.load(self._file.key_file)
@@ -201,7 +190,7 @@ class Instance:
                 )
         return served
 
-    def _services(self, stack: ExitStack, producer: RecordProducer) -> Services:
+    def _services(self, stack: ExitStack, producer: RecordProducer, output: OutputLog) -> Services:
         config = self._file.connection
         helpers = ThreadPoolExecutor(_HELPERS, thread_name_prefix="pelton-helper")
         stack.callback(helpers.shutdown, wait=True, cancel_futures=True)
@@ -215,7 +204,7 @@ class Instance:
             clock=self._clock,
             ranges=ranges,
             trimmer=Trimmer(admin, self._topics, helpers),
-            output=OutputLog(producer, self._topics, self._counters),
+            output=output,
             counters=self._counters,
             helpers=helpers,
             failed=self._host_failed,
@@ -304,7 +293,7 @@ class Instance:
 
     # ---- ending ----
 
-    def _end(self, presence: Presence, producer: RecordProducer) -> int:
+    def _end(self, presence: Presence, producer: RecordProducer, voice: RecordProducer) -> int:
         """Drains, hands back the rest, leaves the groups."""
         self._state = "draining"
         deadline = time.monotonic() + (0.0 if self._failure else self._drain_s)
@@ -320,10 +309,10 @@ class Instance:
         if self._failure:
             self._fail(self._failure)
             presence.say(self._status())
-            producer.flush(_FLUSH_S)
+            voice.flush(_FLUSH_S)
             return EXIT_FAILED
         presence.gone()
-        unsent = producer.flush(_FLUSH_S)
+        unsent = producer.flush(_FLUSH_S) + voice.flush(_FLUSH_S)
         _log.info("ended: groups left %s, %d records unacknowledged, %s", left, unsent, self._counters.read())
         return EXIT_DONE
 

@@ -9,7 +9,7 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from pelton.protocol.signing import Keyring
 from pelton.protocol.topics import Control, Topics
 from pelton.transport.kafka.admin import Admin
 from pelton.transport.kafka.clock import BrokerClock
+from pelton.transport.kafka.probe import Probe
 from pelton.transport.kafka.producer import RecordProducer
 from pelton_platform import telemetry
 from pelton_platform.deploy.backlog import Backlog, Trimmer
@@ -110,7 +111,7 @@ class Deployer:
         config = self._settings.config
         while not self._stopping.is_set():
             admin = Admin(config)
-            # Made first: it takes half a second to get ready for its first record, whatever else goes on.
+            # Made first: it connects while topics are made.
             producer = RecordProducer(config, clock=self._clock)
             try:
                 brokers = len(admin.brokers(_CONNECT_TRY_S))
@@ -118,11 +119,11 @@ class Deployer:
                 first = {topics.control(control) for control in _FIRST_TOPICS}
                 plans = topics.control_topic_plans(brokers)
                 admin.create_topics([plan for plan in plans if plan.name in first])
-                learn_time = self._probe(producer)
+                probe = Probe(producer, topics.control(Control.LOGS))
                 registry = Registry(config, self._keyring, self._wake.set)
                 try:
                     registry.wait_end(_CONNECT_TRY_S)
-                    learn_time()
+                    probe.wait(config.bootstrap_servers)
                 except TransportError:
                     registry.close()
                     raise
@@ -133,26 +134,6 @@ class Deployer:
                 producer.close(0.0)
                 self._stopping.wait(0.2)
         return None
-
-    def _probe(self, producer: RecordProducer) -> Callable[[], None]:
-        """Send one record, which readers of logs pass over and broker time is learned from.
-
-        Returns:
-            Waits until it is acknowledged.
-        """
-        failures: list[str] = []
-        topic = Topics(self._settings.config.namespace).control(Control.LOGS)
-
-        def report(failure: Any, *_: int) -> None:
-            if failure is not None:
-                failures.append(str(failure))
-
-        def wait() -> None:
-            if producer.flush(_CONNECT_TRY_S) or failures:
-                raise TransportError(failures[0] if failures else "Kafka does not acknowledge records")
-
-        producer.send(topic, None, key=b"probe", on_report=report)
-        return wait
 
     # --- the backlog, on a thread of its own: a broker that does not answer must not hold the loop up ---
 

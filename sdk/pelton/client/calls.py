@@ -22,6 +22,9 @@ MAX_BEHIND_CHUNKS: Final = 10_000
 MAX_BEHIND_BYTES: Final = 16 * 1024 * 1024
 """The same, in bytes of encoded chunks."""
 
+# Shared by all that had none yet, and never added to: most calls stream nothing.
+_NO_CHUNKS: Final[list[bytes]] = []
+
 Listener = Callable[[], None]
 """Told that something is new, perhaps once too often; on reading threads, so it must be quick."""
 
@@ -153,7 +156,7 @@ class Call:
         self.fold = Fold()
         self.answered = False
         self.refusal: Exception | None = None
-        self.chunks: deque[bytes] | list[bytes] = [] if keeps else deque()
+        self.chunks: deque[bytes] | list[bytes] = _NO_CHUNKS if keeps else deque()
         self.keeps = keeps
         self.payload: bytes | None = None
         self.error: Exception | None = None
@@ -181,7 +184,10 @@ class Call:
         for result in results:
             fresh = fold.feed(result)
             if fresh:
-                self.chunks.extend(fresh)
+                if self.chunks is _NO_CHUNKS:
+                    self.chunks = list(fresh)
+                else:
+                    self.chunks.extend(fresh)
                 if not self.keeps:
                     self._received_bytes += sum(map(len, fresh))
             if fold.outcome is not None:

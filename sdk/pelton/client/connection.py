@@ -8,6 +8,7 @@ import sys
 import threading
 from collections import Counter
 from collections.abc import Sequence
+from functools import partial
 from types import TracebackType
 from typing import Final, Self
 
@@ -95,14 +96,12 @@ class Connection:
         call_id = call.id
         self.calls[call_id] = call
         self._unanswered[call_id] = spec.name
-
-        def answered(error: Exception | None) -> None:
-            call.accept(error)
-            self._answer(call_id)
-
         try:
             self.transport.submit(
-                _invocation(call_id, spec, version, arguments), spec, answered, call.receive
+                _invocation(call_id, spec, version, arguments),
+                spec,
+                partial(self._accepted, call),
+                call.receive,
             )
         except BaseException:
             self.calls.pop(call_id, None)
@@ -121,14 +120,13 @@ class Connection:
         # No reply is read, so any partition of the results topic does.
         call_id = self._mint(self._dice.randrange(RESULTS_PARTITIONS))
         self._unanswered[call_id] = spec.name
-
-        def answered(error: Exception | None) -> None:
-            if error is not None:
-                self._refused[call_id] = (spec.name, error)
-            self._answer(call_id)
-
         try:
-            self.transport.submit(_invocation(call_id, spec, version, arguments), spec, answered, _nobody)
+            self.transport.submit(
+                _invocation(call_id, spec, version, arguments),
+                spec,
+                partial(self._left, call_id, spec.name),
+                _nobody,
+            )
         except BaseException:
             self._answer(call_id)
             raise
@@ -251,6 +249,17 @@ class Connection:
 
     def _mint(self, partition: int) -> CallId:
         return mint_call_id(self.transport.now_ms(), partition, self._dice.getrandbits(64).to_bytes(8, "big"))
+
+    def _accepted(self, call: Call, error: Exception | None) -> None:
+        """Kafka's answer to the record of a call."""
+        call.accept(error)
+        self._answer(call.id)
+
+    def _left(self, call_id: CallId, function: str, error: Exception | None) -> None:
+        """Kafka's answer to the record of a call that nobody waits for."""
+        if error is not None:
+            self._refused[call_id] = (function, error)
+        self._answer(call_id)
 
     def _answer(self, call_id: CallId) -> None:
         self._unanswered.pop(call_id, None)

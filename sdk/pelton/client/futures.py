@@ -7,7 +7,8 @@ import threading
 import warnings
 from collections.abc import Callable, Generator
 from concurrent.futures import Future
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
 
 from pelton.client.calls import Acceptance, Call
 from pelton.client.connection import Connection
@@ -17,6 +18,10 @@ from pelton.errors import PeltonError
 
 if TYPE_CHECKING:
     import asyncio
+
+# The states of a future of the standard library that ours can be in.
+_PENDING: Final = "PENDING"
+_FINISHED: Final = "FINISHED"
 
 R = TypeVar("R")
 T = TypeVar("T")
@@ -28,6 +33,45 @@ class BlockingCallWarning(RuntimeWarning):
     """A call blocks a thread on which an event loop runs; await `async_call` there instead."""
 
 
+class _Waiting:
+    """What a future of the standard library takes for its condition; a real one is made for the first waiter.
+
+    Most futures are never waited for by a thread, and a condition is eight objects that the garbage
+    collector looks at again and again while thousands of calls are open.
+    """
+
+    __slots__ = ("_full", "_lock")
+
+    def __init__(self) -> None:
+        self._lock = threading.RLock()
+        self._full: threading.Condition | None = None
+
+    def acquire(self) -> bool:
+        """Takes the lock, as `concurrent.futures.wait` does."""
+        return self._lock.acquire()
+
+    def release(self) -> None:
+        """Gives it back."""
+        self._lock.release()
+
+    def __enter__(self) -> bool:
+        return self._lock.acquire()
+
+    def __exit__(self, *exception: Any) -> None:
+        self._lock.release()
+
+    def wait(self, timeout: float | None = None) -> bool:
+        """As `threading.Condition.wait`; the lock is held, so only one waiter is the first."""
+        if self._full is None:
+            self._full = threading.Condition(self._lock)
+        return self._full.wait(timeout)
+
+    def notify_all(self) -> None:
+        """As `threading.Condition.notify_all`."""
+        if self._full is not None:
+            self._full.notify_all()
+
+
 class CallFuture(Future[R]):
     """The future of a call.
 
@@ -37,7 +81,13 @@ class CallFuture(Future[R]):
     """
 
     def __init__(self, call: Call, connection: Connection, decode: Decoder, *, streams: bool) -> None:
-        super().__init__()
+        # What the constructor of `Future` sets, with a lighter condition.
+        self._condition: Any = _Waiting()
+        self._state = _PENDING
+        self._result = None
+        self._exception = None
+        self._waiters: list[Any] = []
+        self._done_callbacks: list[Callable[[Future[R]], object]] = []
         self._call = call
         self._connection = connection
         self._decode = decode
@@ -157,18 +207,16 @@ class CallFuture(Future[R]):
         """Whether an execution is known to have started and has not ended."""
         return self._call.started and not self.done()
 
+    def done(self) -> bool:
+        """Whether it has ended."""
+        return self._state == _FINISHED
+
     def add_done_callback(self, fn: Callable[[Future[R]], object]) -> None:
         """Calls `fn(future)` when the call ends, on the thread for callbacks; at once when it has ended."""
-        if self.done():
-            super().add_done_callback(fn)
-        else:
-            super().add_done_callback(lambda _: self._connection.callbacks.submit(self._caller(fn)))
+        super().add_done_callback(fn if self.done() else partial(self._hand_over, fn))
 
-    def _caller(self, fn: Callable[[Future[R]], object]) -> Callable[[], None]:
-        def call() -> None:
-            fn(self)
-
-        return call
+    def _hand_over(self, fn: Callable[[Future[R]], object], _: Future[R]) -> None:
+        self._connection.callbacks.submit(lambda: fn(self))
 
     def add_listener(self, listener: Callable[[], None]) -> None:
         """Calls `listener()` at the end of the call, on the reading thread: it must be quick."""

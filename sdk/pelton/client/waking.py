@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from asyncio import AbstractEventLoop, Future
 
-Callback = Callable[[], None]
+Callback = Callable[[], object]
 
 
 class LoopWaker:
