@@ -114,6 +114,11 @@ class PeltonSettings(BaseSettings):
         le=65535,
         description="Port of the embedded broker. Unset: that of the last start, else 9092, else a free one.",
     )
+    java_flags: str = Field(
+        default="",
+        pattern=r"^\s*(-\S+(\s+-\S+)*)?\s*$",
+        description="Further flags of the Java that runs the embedded broker, as `-Xmx1g -Xss2m`.",
+    )
     key_file: Path | None = Field(
         default=None,
         description="Key file of the namespace. Unset: one is made in the home folder.",

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 
 from pelton_platform import process
@@ -58,6 +59,8 @@ def test_platform_up_is_found_and_down_leaves_nothing(platform: LocalPlatform) -
     assert platform.json("up", code=3)["already_running"] is True
     broker = platform.state().broker_pid
     assert broker in {one.pid for one in platform.processes()}
+    # Flags of the settings come last, so they win over the usual ones.
+    assert f" {platform.env['PELTON_JAVA_FLAGS']} -cp " in " ".join(psutil.Process(broker).cmdline())
     platform.run("down")
     assert platform.processes() == ()
     assert process.identify(broker) is None

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from support.embedded_broker import QUICK_JAVA
 from support.postgres import postgres
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "docs" / "examples"
@@ -142,6 +143,7 @@ def test_the_demo_in_short_form(tmp_path: Path) -> None:
     """From `pelton up` to a checked summary with two kills; nothing is lost and nothing left behind."""
     ended = subprocess.run(
         [sys.executable, str(DEMO / "demo.py"), "--tickets", "700", "--limit", "300"],
+        env={**os.environ, "PELTON_JAVA_FLAGS": " ".join(QUICK_JAVA)},
         cwd=tmp_path,
         capture_output=True,
         text=True,

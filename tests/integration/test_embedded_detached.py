@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from pelton.transport.kafka.readiness import cluster_ready
@@ -45,8 +46,9 @@ def answer(*arguments: str) -> dict[str, Any]:
     return found
 
 
-def test_embedded_detached_broker_outlives_its_command(home: Path) -> None:
+def test_embedded_detached_broker_outlives_its_command(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """`up` leaves a broker that every command finds; `down` ends it, and its records stay."""
+    monkeypatch.setenv("PELTON_JAVA_FLAGS", "-Xmx300m")
     nothing = kafka("status")
     assert (nothing.returncode, "start it with: pelton kafka up" in nothing.stdout) == (1, True)
     first = answer("up")
@@ -57,6 +59,7 @@ def test_embedded_detached_broker_outlives_its_command(home: Path) -> None:
     assert Path(first["data_dir"]).is_relative_to(home)
     assert "Kafka Server started" in Path(first["log"]).read_text()
     assert first["bootstrap_servers"] in kafka("status").stdout
+    assert "-Xmx300m" in psutil.Process(first["pid"]).cmdline()
     identity = process.identify(first["pid"])
     assert identity is not None
     ended = answer("down")

@@ -7,12 +7,16 @@ import signal
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Final
 
 import pytest
 
 from pelton_platform import process
 from pelton_platform.embedded import EmbeddedKafka, EmbeddedKafkaError, Installation, resolve
 from support.freezing import freeze
+
+QUICK_JAVA: Final = ("-XX:TieredStopAtLevel=1",)
+"""Flags for brokers of tests: they live too briefly to earn what Java's second compiler costs."""
 
 
 class Broker:
@@ -73,5 +77,5 @@ def running_broker(folder: Path, config: Mapping[str, str] | None = None) -> Ite
         if os.environ.get("CI"):
             raise
         pytest.skip(f"no embedded Apache Kafka here: {error}")
-    with EmbeddedKafka(folder, config=config, installation=installation) as kafka:
+    with EmbeddedKafka(folder, config=config, installation=installation, java_flags=QUICK_JAVA) as kafka:
         yield Broker(kafka, installation)

@@ -20,6 +20,7 @@ from pelton_platform import process
 from pelton_platform.deploy.home import HOME_VARIABLE, Home
 from pelton_platform.embedded import EmbeddedKafkaError, resolve
 from pelton_platform.supervisor.state import PlatformState, read_state
+from support.embedded_broker import QUICK_JAVA
 
 T = TypeVar("T")
 
@@ -51,6 +52,7 @@ class LocalPlatform:
         self.work.mkdir(exist_ok=True)
         self.env = {name: value for name, value in os.environ.items() if not name.startswith("PELTON_")}
         self.env |= {"PELTON_HOME": str(self.home.root), "PELTON_PORT": str(process.free_port())}
+        self.env |= {"PELTON_JAVA_FLAGS": " ".join(QUICK_JAVA)}
         self.env |= settings or {}
 
     def start(self, *words: str, env: Mapping[str, str] | None = None) -> subprocess.Popen[str]:

@@ -65,6 +65,7 @@ def test_settings_durations(monkeypatch: pytest.MonkeyPatch, text: str, seconds:
     ("name", "value", "complaint"),
     [
         ("PELTON_PORT", "none", "PELTON_PORT"),
+        ("PELTON_JAVA_FLAGS", "Xmx1g", "PELTON_JAVA_FLAGS"),
         ("PELTON_PORT", "0", "greater than or equal to 1"),
         ("PELTON_NAMESPACE", "a.b", "'a.b' cannot name a namespace"),
         ("PELTON_KEEP_WARM", "-1s", "PELTON_KEEP_WARM"),

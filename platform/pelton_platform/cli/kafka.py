@@ -48,7 +48,8 @@ def up_command(
     from pelton_platform.embedded.detached import up
 
     with _errors_told():
-        _show(up(state_home(), port, data_dir=data_dir, temporary=temporary), as_json)
+        flags = os.environ.get("PELTON_JAVA_FLAGS", "").split()
+        _show(up(state_home(), port, data_dir=data_dir, temporary=temporary, java_flags=flags), as_json)
 
 
 @app.command("down")

@@ -110,7 +110,7 @@ class EmbeddedKafka:
             space: How free disk space is found out.
             build_archive: Build the class-data archive in the background when there is none.
             installation: What `resolve` returned, if the caller has it already.
-            java_flags: Flags for the virtual machine instead of those that make it read the archive.
+            java_flags: Further flags for the virtual machine; they win over those it gets anyway.
         """
         self._temporary = data_dir is None
         self._data_dir = None if data_dir is None else Path(data_dir).expanduser().absolute()
@@ -317,7 +317,7 @@ class EmbeddedKafka:
             [settings.name],
             temporary=folder / "tmp",
             heap=self._heap,
-            flags=self._java_flags or archive_flags(installation),
+            flags=(*archive_flags(installation), *self._java_flags),
         )
         with self.log_path.open("wb") as log:
             try:

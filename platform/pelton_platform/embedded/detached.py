@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -54,6 +54,7 @@ def up(
     config: Mapping[str, str] | None = None,
     cache_dir: Path | None = None,
     progress: Progress | None = None,
+    java_flags: Sequence[str] = (),
     timeout: float = 60,
 ) -> Status:
     """Start a broker that goes on running; one that runs already is left alone.
@@ -66,6 +67,7 @@ def up(
         config: Broker settings that win over the embedded defaults.
         cache_dir: Where the jars are kept.
         progress: Gets lines for a person; stderr unless told.
+        java_flags: Further flags for the virtual machine.
         timeout: Seconds for the start, without fetching.
 
     Raises:
@@ -90,6 +92,7 @@ def up(
             cache_dir=cache_dir,
             progress=progress,
             die_with_parent=False,
+            java_flags=java_flags,
         )
         kafka.start(timeout)
         _write_state(

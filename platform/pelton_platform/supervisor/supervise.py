@@ -189,6 +189,7 @@ class Supervisor:
             port=port,
             progress=self._tell,
             config={"offsets.retention.minutes": str(_OFFSETS_RETENTION_MINUTES)},
+            java_flags=self._settings.java_flags.split(),
         )
         self._broker.start()
         self._note_pids()
