@@ -13,7 +13,7 @@ from pelton.errors import DataLoss, TransportError
 from pelton.transport.config import ConnectionConfig
 from pelton.transport.kafka import lifetime
 from pelton.transport.kafka.failures import MISSING, UNSETTLED, error_of, transport_error
-from pelton.transport.kafka.settings import ClientLog, reader_settings
+from pelton.transport.kafka.settings import PROPAGATION_MS, ClientLog, reader_settings
 from pelton.transport.log import LogRecord, Place
 
 LATEST: Final = -1
@@ -21,7 +21,8 @@ EARLIEST: Final = -2
 
 _BATCH: Final = 500
 _ASK_AGAIN_S: Final = 0.05
-_MISSING_S: Final = 5.0  # a topic just created may be unknown to the client for a moment
+_MISSING_S: Final = PROPAGATION_MS / 1000  # a topic just made, or without a leader, is unknown for a moment
+_STALLED_S: Final = 5.0  # a consumer that brings nothing for so long is replaced
 _POOL: Final = 2
 
 
@@ -117,19 +118,27 @@ class RangeReader:
         open_ranges = {place: span for place, span in ranges.items() if span[0] < span[1]}
         if not open_ranges:
             return
-        consumer = self._take()
-        try:
-            yield from self._read(consumer, open_ranges, time.monotonic() + timeout_s)
-        finally:
-            self._give_back(consumer)
+        deadline = time.monotonic() + timeout_s
+        while open_ranges:
+            consumer, sound = self._take(), False
+            try:
+                yield from self._read(consumer, open_ranges, deadline)
+                sound = not open_ranges
+            except GeneratorExit:
+                sound = True
+                raise
+            finally:
+                self._give_back(consumer, sound=sound)
 
     def ask(self, places: Sequence[Place], at: int, timeout_s: float) -> dict[Place, int]:
         """As `ask_offsets`, with a consumer of this reader."""
-        consumer = self._take()
+        consumer, sound = self._take(), False
         try:
-            return ask_offsets(consumer, places, at, timeout_s, self._servers)
+            found = ask_offsets(consumer, places, at, timeout_s, self._servers)
+            sound = True
         finally:
-            self._give_back(consumer)
+            self._give_back(consumer, sound=sound)
+        return found
 
     def close(self) -> None:
         """Ends the idle consumers; a reading under way ends its own. Idempotent."""
@@ -150,8 +159,10 @@ class RangeReader:
     def _read(
         self, consumer: Consumer, open_ranges: dict[Place, tuple[int, int]], deadline: float
     ) -> Iterator[list[LogRecord]]:
+        """Reads what is open; returns earlier when this consumer brings nothing, with the rest still open."""
         consumer.assign([TopicPartition(*place, start) for place, (start, _) in open_ranges.items()])
-        while open_ranges:
+        heard_at = time.monotonic()
+        while open_ranges and time.monotonic() - heard_at < _STALLED_S:
             left_s = deadline - time.monotonic()
             if left_s <= 0:
                 names = ", ".join(f"{topic}/{partition}" for topic, partition in open_ranges)
@@ -172,8 +183,11 @@ class RangeReader:
                         batch.append(record_of(message))
                     if offset >= span[1] - 1:
                         del open_ranges[place]
+                    else:
+                        open_ranges[place] = (offset + 1, span[1])
             if batch:
                 yield batch
+            heard_at = time.monotonic()
 
     def _judge(
         self, error: KafkaError, place: Place, offset: int | None, open_ranges: dict[Place, tuple[int, int]]
@@ -204,11 +218,12 @@ class RangeReader:
             self._busy.add(consumer)
             return consumer
 
-    def _give_back(self, consumer: Consumer) -> None:
+    def _give_back(self, consumer: Consumer, *, sound: bool) -> None:
+        """Keeps a consumer for the next time, unless it failed: that one may be the reason."""
         consumer.unassign()
         with self._lock:
             self._busy.discard(consumer)
-            if not self._closed and len(self._idle) < _POOL:
+            if sound and not self._closed and len(self._idle) < _POOL:
                 self._idle.append(consumer)
                 return
         consumer.close()
