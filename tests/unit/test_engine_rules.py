@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from pelton.core.call import Failure, ResultKind
 from pelton.core.decisions import (
     Alarm,
@@ -335,6 +337,40 @@ def test_a_revoke_copies_what_still_runs() -> None:
     desk.records(*(record(x, 90 + x) for x in range(5)), record(5, 0), partition=P1)
     assert call_id(0) not in [start.call_id for start in desk.starts()]
     assert 5 not in desk.engine._owned[P1].items
+
+
+@pytest.mark.parametrize("read_first", [False, True], ids=["told, then read", "read, then told"])
+def test_a_call_that_ends_while_it_is_copied_does_not_run_again(read_first: bool) -> None:
+    """Its outcome is in the log before the copy is acknowledged: the copy is finished with it."""
+    desk = Desk()
+    desk.own(P0)
+    desk.own(P1)
+    desk.records(record(0))
+    (start,) = desk.starts()
+    desk.engine.revoke(desk.now_ms, [P0])
+    desk.after(300)
+    started, moved = sorted(desk.results(), key=lambda sent: sent.result.kind)
+    desk.acknowledge(started.send_id)
+    desk.acknowledge(moved.send_id)
+    (copy,) = desk.asked_for(SendInput)
+    desk.engine.finished(desk.now_ms, start.run_id, b"v", None)
+    desk.take()
+    (outcome,) = [sent for sent in desk.results() if sent.result.kind is ResultKind.OUTCOME]
+    desk.acknowledge(outcome.send_id)
+    if not read_first:
+        desk.acknowledge(copy.send_id, 5)
+    desk.engine.capacity(desk.now_ms, 0)
+    desk.records(*(record(x, 90 + x) for x in range(5)), record(5, 0), partition=P1)
+    if read_first:
+        desk.acknowledge(copy.send_id, 5)
+    desk.engine.capacity(desk.now_ms, 8)
+    desk.after(1_000)
+    commits = desk.acknowledge_commits()
+    assert call_id(0) not in [start.call_id for start in desk.starts()]
+    assert desk.committed(commits, P0)[0] == 1
+    offset, meta = desk.committed(commits, P1)
+    assert (offset, meta.finished) == (0, ((5, 1),))
+    assert desk.asked_for(Released)
 
 
 def test_without_a_partition_that_stays_a_running_call_may_end_within_the_budget() -> None:

@@ -116,8 +116,14 @@ class Handover:
             outbox.copy(target.partition, record, copy, copied)
 
         def copied(ok: bool, at: int) -> None:
+            if ok and run.state is RunState.DONE and target.alive:
+                # It ended meanwhile, and what it ended with is in the log: the copy has nothing left to do.
+                self.copying -= 1
+                target.wanted = max(target.wanted, at + 1)
+                rebind(run, item, target, record._replace(offset=at, headers=copy))
+                return
             if not ok or not usable() or offset not in source.items:
-                # Finished meanwhile, or too late: the copy then runs as a suspect of its own.
+                # Too late: the copy then runs as a suspect of its own.
                 self.copying -= 1
                 return
             target.epoch = max(target.epoch, source.epoch + 1)
