@@ -64,6 +64,7 @@ class Caller:
         """Waits for the end of every call; what is open after the time stays unseen."""
         self.allow(self._total)
         self._thread.join(timeout_s)
+        assert not self._thread.is_alive(), f"{len(self.sent)} of {self._total} calls made in {timeout_s} s"
         done = threading.Event()
 
         def wait() -> None:

@@ -6,6 +6,7 @@ import random
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Final
 
 from pelton_platform import process
@@ -19,6 +20,9 @@ FROZEN_S: Final = 7.0
 
 BUSY_S: Final = 20.0
 """How long a target may take to have a call in flight; then it is hit idle, which counts against the run."""
+
+BEHIND_S: Final = 60.0
+"""How long the calls of the shares before the last one may take to end before the next fault."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,8 +82,11 @@ class Storm:
             "broker kill": self._kill_broker,
             "broker restart": self._restart_broker,
         }
+        share = first_share(self._total, len(faults))
         for done, fault in enumerate(faults):
-            self._share = first_share(self._total, len(faults)) * (done + 2)
+            # Faults that outran the calls would leave most of these to the calm after the storm.
+            _wait(partial(self._has_ended, share * done), BEHIND_S)
+            self._share = share * (done + 2)
             began = time.monotonic()
             hit = doers[fault.kind](fault)
             what = (
@@ -89,6 +96,9 @@ class Storm:
             self._say(f"{done + 1}/{len(faults)} {what}: {taken:.1f} s, {ended} calls ended")
             assert self._caller.failure is None, self._caller.failure
         self._world.mend(self._count)
+
+    def _has_ended(self, count: int) -> bool:
+        return self._caller.ended >= count
 
     # ---- what can be hit ----
 
