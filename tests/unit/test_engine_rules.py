@@ -15,6 +15,8 @@ from pelton.core.decisions import (
     Released,
     SendDeadLetter,
     SendInput,
+    SendResult,
+    Start,
     Trim,
 )
 from pelton.core.offsets import CommitMeta
@@ -305,9 +307,8 @@ def test_an_idle_partition_is_handed_on_without_suspects() -> None:
     assert desk.committed(desk.acknowledge_commits())[1].bound == 0
 
 
-def test_a_revoke_copies_what_still_runs() -> None:
-    """`moved`, then the copy, then one commit for both partitions; the running attempt is not restarted."""
-    desk = Desk()
+def leaving(desk: Desk) -> tuple[Start, SendResult]:
+    """A call that runs while its partition P0 is revoked and P1 stays; and the `moved` that begins its copy."""
     desk.own(P0)
     desk.own(P1)
     desk.records(record(0))
@@ -319,6 +320,13 @@ def test_a_revoke_copies_what_still_runs() -> None:
     started, moved = sorted(desk.results(), key=lambda sent: sent.result.kind)
     assert (started.result.kind, moved.result.kind) == (ResultKind.STARTED, ResultKind.MOVED)
     desk.acknowledge(started.send_id)
+    return start, moved
+
+
+def test_a_revoke_copies_what_still_runs() -> None:
+    """`moved`, then the copy, then one commit for both partitions; the running attempt is not restarted."""
+    desk = Desk()
+    start, moved = leaving(desk)
     assert moved.result.moved_to == "invocations/1"
     desk.acknowledge(moved.send_id)
     (copy,) = desk.asked_for(SendInput)
@@ -343,14 +351,7 @@ def test_a_revoke_copies_what_still_runs() -> None:
 def test_a_call_that_ends_while_it_is_copied_does_not_run_again(read_first: bool) -> None:
     """Its outcome is in the log before the copy is acknowledged: the copy is finished with it."""
     desk = Desk()
-    desk.own(P0)
-    desk.own(P1)
-    desk.records(record(0))
-    (start,) = desk.starts()
-    desk.engine.revoke(desk.now_ms, [P0])
-    desk.after(300)
-    started, moved = sorted(desk.results(), key=lambda sent: sent.result.kind)
-    desk.acknowledge(started.send_id)
+    start, moved = leaving(desk)
     desk.acknowledge(moved.send_id)
     (copy,) = desk.asked_for(SendInput)
     desk.engine.finished(desk.now_ms, start.run_id, b"v", None)
