@@ -308,7 +308,7 @@ def test_an_idle_partition_is_handed_on_without_suspects() -> None:
 
 
 def leaving(desk: Desk) -> tuple[Start, SendResult]:
-    """A call that runs while its partition P0 is revoked and P1 stays; and the `moved` that begins its copy."""
+    """A call that runs while P0 is revoked and P1 stays; and the `moved` that begins its copy."""
     desk.own(P0)
     desk.own(P1)
     desk.records(record(0))

@@ -48,7 +48,7 @@ def java_command(
         "-Dlog4j2.disable.jmx=true",
         "-Dorg.slf4j.simpleLogger.defaultLogLevel=warn",
         "-Dorg.slf4j.simpleLogger.showDateTime=true",
-        "-Dorg.slf4j.simpleLogger.dateTimeFormat=yyyy-MM-dd'T'HH:mm:ss.SSSXXX",
+        "-Dorg.slf4j.simpleLogger.dateTimeFormat=yyyy-MM-dd'T'HH:mm:ss.SSSZ",
         *(f"-Dorg.slf4j.simpleLogger.log.{name}=info" for name in _TALKING_LOGGERS),
         *flags,
         "-cp",
