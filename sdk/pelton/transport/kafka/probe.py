@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import threading
-from typing import Any, Final
-
-from confluent_kafka import Producer
+from typing import Final
 
 from pelton.errors import TransportError
 from pelton.protocol.topics import Control, Topics
@@ -59,7 +57,7 @@ def broker_now_ms(config: ConnectionConfig) -> int:
         TransportError: the broker cannot be reached, or takes no records.
     """
     clock = BrokerClock()
-    producer = RecordProducer(config, clock=clock, make_client=_hasty_client)
+    producer = RecordProducer(config, clock=clock)
     topic = Topics(config.namespace).control(Control.LOGS)
     try:
         # The first one waits for connections to be made and says little about the broker's clock.
@@ -68,8 +66,3 @@ def broker_now_ms(config: ConnectionConfig) -> int:
         return clock.now_ms()
     finally:
         producer.close(flush_s=0)
-
-
-def _hasty_client(settings: Any, **more: Any) -> Producer:
-    """One that asks for no id of its own first, half a second sooner: a probe may well be there twice."""
-    return Producer({**settings, "enable.idempotence": False}, **more)
