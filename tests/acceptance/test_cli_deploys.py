@@ -198,7 +198,7 @@ def test_cli_plain_program_runs_in_its_snapshot_and_finds_the_platform(platform:
     platform.write(
         "program/main.py",
         """
-        import os, sys, time
+        import os, signal, sys
         from pelton import function_ref
 
         print("in", os.getcwd(), open("data.txt").read(), os.environ["PELTON_BOOTSTRAP_SERVERS"], flush=True)
@@ -206,8 +206,7 @@ def test_cli_plain_program_runs_in_its_snapshot_and_finds_the_platform(platform:
         answer.wait_ready()
         print("answer", answer(), "pid", os.getpid(), flush=True)
         print("to stderr", file=sys.stderr, flush=True)
-        while True:
-            time.sleep(0.1)
+        signal.pause()
         """,
     )
     platform.write("program/data.txt", "some data")

@@ -74,8 +74,7 @@ def drain(name: str, calls: int, value: str, unfinished: Callable[[str], int]) -
     began = time.perf_counter()
     for _ in range(calls):
         function.submit(value)
-    while unfinished(name):
-        time.sleep(0.02)
+    wait_for(lambda: not unfinished(name), 180)
     return calls / (time.perf_counter() - began)
 
 
