@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from pelton.core.call import call_id_text
-from support.executor_rig import INSTANCE, executor_of, invocation, new_call_id, pool_of, wait_for_file
+from support.executor_rig import INSTANCE, executor_of, invocation, new_call_id, pool_of
 
 
 @dataclasses.dataclass
@@ -302,30 +302,6 @@ def test_decorated_functions_run_bare(tmp_path: Path) -> None:
     """
     with executor_of(tmp_path, source) as rig:
         assert rig.call(20).value == 42
-
-
-def test_a_run_interrupted_before_it_begins_never_begins(tmp_path: Path) -> None:
-    """It waits for the slot, is interrupted, and its function is not called."""
-    source = """
-    import pathlib
-    def run(name, wait):
-        pathlib.Path(name).touch()
-        while wait and not pathlib.Path("go").exists(): pass
-        return name
-    """
-    with executor_of(tmp_path, source) as rig:
-        first = rig.begin("first", True)
-        bundle = tmp_path / "bundle"
-        wait_for_file(bundle / "first")
-        second = rig.begin("second", False)
-        rig.pool.interrupt(rig.executor, second, 60.0)
-        rig.pool.send(rig.executor, [[5, 0]])
-        (bundle / "go").touch()
-        assert rig.end_of(first).value == "first"
-        failure = rig.end_of(second).failure
-        assert failure is not None
-        assert failure[3] == "CANCELLED"
-        assert not (bundle / "second").exists()
 
 
 def test_an_interrupted_async_call_is_cancelled_and_the_others_are_not(tmp_path: Path) -> None:

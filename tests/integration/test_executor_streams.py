@@ -109,6 +109,24 @@ def test_a_blocked_stream_does_not_block_others(tmp_path: Path) -> None:
             assert rig.values(blocked) == list(range(10))
 
 
+def test_a_run_interrupted_before_it_begins_never_begins(tmp_path: Path) -> None:
+    """It waits for the slot, is interrupted, and its function is not called."""
+    body = "    for name in args:\n        pathlib.Path(name).touch()\n        yield name\n"
+    with executor_of(tmp_path, source("generator", body), kind="generator", chunk_credit=1) as rig:
+        rig.credits = False
+        first = rig.begin("first", "last")
+        rig.wait(lambda: rig.values(first) == ["first"])
+        second = rig.begin("second")
+        rig.pool.interrupt(rig.executor, second, 60.0)
+        # Frames are read in order: what lets the first run end comes after the interrupt.
+        rig.acknowledge(first, 2)
+        assert rig.end_of(first).failure is None
+        failure = rig.end_of(second).failure
+        assert failure is not None
+        assert failure[3] == "CANCELLED"
+        assert not (tmp_path / "bundle" / "second").exists()
+
+
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("credit", [4, 64])
 def test_an_interrupted_stream_is_closed(tmp_path: Path, kind: str, credit: int) -> None:
