@@ -106,20 +106,20 @@ def parameter_line(parameter: Any) -> str:
 
 def settings() -> str:
     """Every setting as a row: name, variable, default, meaning."""
-    from pelton_platform.settings import PeltonSettings
+    from pelton_platform.settings import SETTINGS, PeltonSettings, meaning_of
 
+    defaults = PeltonSettings()
     rows = ["| setting | variable | default | meaning |", "|---|---|---|---|"]
-    for name, field in PeltonSettings.model_fields.items():
+    for name in SETTINGS:
         variable = "PELTON_KAFKA_*" if name == "security" else f"PELTON_{name.upper()}"
-        meaning = (field.description or "").replace("|", r"\|")
-        rows.append(" ".join(["|", f"`{name}` | `{variable}` |", *default_of(field), f"| {meaning} |"]))
+        default = default_of(getattr(defaults, name))
+        rows.append(" ".join(["|", f"`{name}` | `{variable}` |", *default, f"| {meaning_of(name)} |"]))
     return "\n".join(rows)
 
 
-def default_of(field: Any) -> list[str]:
+def default_of(value: object) -> list[str]:
     """The default of a setting as one would write it; nothing if it is unset or empty."""
-    value = field.get_default(call_default_factory=True)
-    if value is None or value == {}:
+    if value in (None, "", {}):
         return []
     return [f"`{value.total_seconds():g}s`" if isinstance(value, timedelta) else f"`{value}`"]
 

@@ -7,7 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from pelton_platform.settings import PeltonSettings, SettingsError, kafka_variables, load_settings
+from pelton_platform.settings import (
+    SETTINGS,
+    SettingsError,
+    kafka_variables,
+    load_settings,
+    meaning_of,
+)
 
 ROOT = Path(__file__).parents[2]
 
@@ -66,10 +72,15 @@ def test_settings_durations(monkeypatch: pytest.MonkeyPatch, text: str, seconds:
     [
         ("PELTON_PORT", "none", "PELTON_PORT"),
         ("PELTON_JAVA_FLAGS", "Xmx1g", "PELTON_JAVA_FLAGS"),
-        ("PELTON_PORT", "0", "greater than or equal to 1"),
+        ("PELTON_PORT", "0", "cannot be '0': Expected `int` >= 1"),
         ("PELTON_NAMESPACE", "a.b", "'a.b' cannot name a namespace"),
         ("PELTON_KEEP_WARM", "-1s", "PELTON_KEEP_WARM"),
-        ("PELTON_ENV", "{", "env"),
+        ("PELTON_DRAIN", "-PT1S", "it is at least 0"),
+        ("PELTON_DRAIN", "soon", "PELTON_DRAIN"),
+        ("PELTON_LOG_LEVEL", "LOUD", "PELTON_LOG_LEVEL"),
+        ("PELTON_BUNDLE_LIMIT_MIB", "0", "PELTON_BUNDLE_LIMIT_MIB"),
+        ("PELTON_SECURITY", "[1]", "PELTON_SECURITY"),
+        ("PELTON_ENV", "{", "PELTON_ENV is a JSON object"),
         ("PELTON_ENV", '{"A B": "x"}', "'A B' is no name"),
     ],
 )
@@ -82,6 +93,40 @@ def test_settings_bad_values_are_named(
         load_settings()
     assert complaint in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_settings_every_bad_value_is_named_at_once() -> None:
+    """Two mistakes in pelton.toml are two complaints; values of a wrong type are among them."""
+    Path("pelton.toml").write_text("port = 0\nnamespace = 5\nhome = 3\nkeep_warm = 7\n")
+    with pytest.raises(SettingsError) as caught:
+        load_settings()
+    assert [name in str(caught.value) for name in ("'port'", "'namespace'", "'home'", "'keep_warm'")] == [
+        True,
+        True,
+        True,
+        False,
+    ]
+
+
+@pytest.mark.parametrize("variable", ["PELTON_SECURITY", "PELTON_ENV"])
+@pytest.mark.parametrize(
+    "value", ['{"sasl.password": "hunter2"', '{"a b": "hunter2", "c": 1}', '["hunter2"]']
+)
+def test_settings_complaints_about_tables_show_no_value(
+    monkeypatch: pytest.MonkeyPatch, variable: str, value: str
+) -> None:
+    """Tables hold passwords: what is wrong is said without them."""
+    monkeypatch.setenv(variable, value)
+    with pytest.raises(SettingsError) as caught:
+        load_settings()
+    assert "hunter2" not in str(caught.value)
+
+
+def test_settings_tables_are_put_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A variable adds to the table of the file and wins over it name by name."""
+    Path("pelton.toml").write_text('[env]\nA = "file"\nB = "file"\n')
+    monkeypatch.setenv("PELTON_ENV", '{"B": "variable"}')
+    assert load_settings().env == {"A": "file", "B": "variable"}
 
 
 def test_settings_unknown_name_in_the_file_is_refused() -> None:
@@ -117,8 +162,7 @@ def test_settings_are_all_documented() -> None:
         for line in page.splitlines()
         if line.startswith("| `") and line.count("|") == 5
     }
-    assert set(rows) == set(PeltonSettings.model_fields)
-    for name, field in PeltonSettings.model_fields.items():
+    assert set(rows) == set(SETTINGS)
+    for name in SETTINGS:
         assert ("PELTON_KAFKA_*" if name == "security" else f"`PELTON_{name.upper()}`") in rows[name]
-        assert field.description is not None
-        assert field.description in rows[name]
+        assert meaning_of(name) in rows[name]
