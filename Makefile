@@ -12,8 +12,9 @@ PYTHON3 := python3.11 python3.12 python3.13 python3 python
 # Extra words for the program a target runs: make test ARGS="-k fold -x"
 ARGS :=
 
-# Processes that share the tests out: much of their time is waiting. 0 runs them in one, for a debugger.
-WORKERS := 2
+# Processes that share the tests out, more than two cores: a third of their time is waiting. 0 runs them in one, for a
+# debugger.
+WORKERS := 3
 
 .DEFAULT_GOAL := help
 .PHONY: help install demo test fmt lint types it chaos bench ci changelog
