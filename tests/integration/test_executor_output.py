@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from pelton.protocol.frames import FLOOD_OVER
 from support.executor_rig import Rig, executor_of, pool_of, wait_for_file
 
 
@@ -162,8 +163,14 @@ def test_the_last_words_before_a_crash_arrive(tmp_path: Path) -> None:
         assert "Fatal Python error: Segmentation fault" in rig.lines("stderr")
 
 
+def accounted(rig: Rig) -> tuple[int, int]:
+    """Lines that arrived, and lines that others say were dropped."""
+    logs = list(rig.logs)
+    return sum(log[6] != FLOOD_OVER for log in logs), sum(log[9] for log in logs)
+
+
 def test_a_flood_of_lines_is_bounded_and_counted(tmp_path: Path) -> None:
-    """User code is not slowed to the channel's pace: lines are dropped, and the next one says how many."""
+    """User code is not slowed to the channel's pace: lines are dropped and counted, the last ones too."""
     source = """
     def run(n):
         for i in range(n): print("line", i)
@@ -172,9 +179,7 @@ def test_a_flood_of_lines_is_bounded_and_counted(tmp_path: Path) -> None:
         lines = 300_000
         rig.call(lines)
         rig.wait(lambda: "line 0" in rig.lines()[:1])
-        rig.begin(1)
-        rig.wait(lambda: sum(log[9] for log in rig.logs) + len(rig.logs) == lines + 1)
-        assert sum(log[9] for log in rig.logs) > 0
+        rig.wait(lambda: accounted(rig)[1] > 0 and sum(accounted(rig)) == lines)
 
 
 def test_a_raw_flood_is_bounded_and_counted(tmp_path: Path) -> None:
@@ -190,10 +195,23 @@ def test_a_raw_flood_is_bounded_and_counted(tmp_path: Path) -> None:
         rig.pool.stop(rig.executor, 10.0)
         end = rig.wait_exit()
         assert end.code == 0
-        kept, dropped = len(rig.logs), sum(log[9] for log in rig.logs)
-        assert kept <= 15_000
-        assert kept + dropped <= 100_000
+        kept, dropped = accounted(rig)
+        assert kept + dropped == 100_000
         assert dropped > 0
+
+
+def test_a_raw_flood_is_told_while_its_executor_lives(tmp_path: Path) -> None:
+    """What was dropped is said soon after the flood, also when nothing is written any more."""
+    source = """
+    import os
+    def run(n):
+        block = b"".join(b"%d\\n" % i for i in range(1000))
+        for _ in range(n): os.write(1, block)
+    """
+    with executor_of(tmp_path, source) as rig:
+        rig.call(100)
+        rig.wait(lambda: accounted(rig)[1] > 0 and sum(accounted(rig)) == 100_000)
+        assert rig.exits == []
 
 
 @pytest.mark.parametrize("how", ["print", "raw", "log"])

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from pelton.core.call import mint_call_id
+from pelton.protocol.frames import FLOOD_OVER
 from pelton.runtime.context import Attempt, current_attempt
 from pelton_platform.executor.capture import (
     MAX_LINE_BYTES,
@@ -111,10 +112,21 @@ def test_too_many_lines_are_dropped_and_counted_on_the_next_one(queue: LogQueue)
     for number in range(MAX_WAITING_LINES + 25):
         queue.add("stdout", str(number))
     assert len(queue) == MAX_WAITING_LINES
-    assert texts(queue)[-1] == str(MAX_WAITING_LINES - 1)
+    queue.take(1)
     queue.add("stdout", "next")
+    counts = [record[9] for record in queue.take(MAX_WAITING_LINES)]
+    assert counts[-1] == sum(counts) == 25
+
+
+def test_too_many_lines_are_counted_also_when_none_follows(queue: LogQueue) -> None:
+    """Who takes the last line is told how many are missing behind it."""
+    for number in range(MAX_WAITING_LINES + 25):
+        queue.add("stderr", str(number))
+    *lines, last = queue.take(MAX_WAITING_LINES)
+    assert lines[-1][6] == str(MAX_WAITING_LINES - 1)
+    assert (last[3], last[6], last[9]) == ("stderr", FLOOD_OVER, 25)
     queue.add("stdout", "after")
-    assert [record[9] for record in queue.take(10)] == [25, 0]
+    assert [record[9] for record in queue.take(10)] == [0]
 
 
 def test_too_many_bytes_are_dropped_too(queue: LogQueue) -> None:

@@ -226,7 +226,13 @@ class Executor:
 
 
 class RawLines:
-    """Cuts what was written to a descriptor into lines, so many a second."""
+    """Cuts what was written to a descriptor into lines, so many a second.
+
+    Attributes:
+        source: name of the descriptor.
+        ended: whether it was closed.
+        dropped: lines dropped and not told of yet.
+    """
 
     def __init__(self, source: str) -> None:
         self.source = source
@@ -235,7 +241,7 @@ class RawLines:
         self._words = b""
         self._window = 0.0
         self._count = 0
-        self._dropped = 0
+        self.dropped = 0
 
     def feed(self, data: bytes, now: float) -> list[str]:
         """Takes bytes; returns the lines that are complete and not too many."""
@@ -248,7 +254,7 @@ class RawLines:
             self._window, self._count = now, 0
         room = max(0, MAX_RAW_LINES_PER_S - self._count)
         self._count += len(lines)
-        self._dropped += max(0, len(lines) - room)
+        self.dropped += max(0, len(lines) - room)
         return [piece for line in lines[:room] for piece in _pieces(line)]
 
     def end(self) -> list[str]:
@@ -256,11 +262,6 @@ class RawLines:
         self.ended = True
         rest, self._rest = self._rest, b""
         return _pieces(rest) if rest else []
-
-    def take_dropped(self) -> int:
-        """Lines dropped since the last call."""
-        dropped, self._dropped = self._dropped, 0
-        return dropped
 
     def last_words(self) -> str:
         """The end of it all."""

@@ -25,7 +25,7 @@ from typing import Any, Final
 import msgspec
 
 from pelton.core.call import Failure
-from pelton.protocol.frames import FromExecutor, ToExecutor, encode_write
+from pelton.protocol.frames import FLOOD_OVER, FromExecutor, ToExecutor, encode_write
 from pelton_platform import process
 from pelton_platform.coordinator.executor_process import (
     Executor,
@@ -42,6 +42,7 @@ EOF_GRACE_S: Final = 1.0
 
 _READ_BYTES: Final = 256 * 1024
 _PROVEN_S: Final = 1.0
+_TELL_DROPPED_S: Final = 1.0
 _FIRST_PAUSE_S: Final = 0.25
 _LONGEST_PAUSE_S: Final = 30.0
 _LOOK_S: Final = 0.05
@@ -367,21 +368,31 @@ class ExecutorPool:
         except BlockingIOError:
             return False
         if data:
+            told = not lines.dropped
             texts = lines.feed(data, time.monotonic())
+            if lines.dropped and told:
+                self._after(_TELL_DROPPED_S, lambda: self._tell_dropped(executor, lines))
         else:
             self._selector.unregister(fd)
             texts = lines.end()
         self._tell_lines(executor, lines, texts)
+        if not data:
+            self._tell_dropped(executor, lines)
         return bool(data)
+
+    def _tell_dropped(self, executor: Executor, lines: RawLines) -> None:
+        """Says how many lines were dropped, unless a line after them has said so."""
+        if lines.dropped:
+            self._tell_lines(executor, lines, [FLOOD_OVER])
 
     def _tell_lines(self, executor: Executor, lines: RawLines, texts: list[str]) -> None:
         if texts:
             now_ms = time.time_ns() // 1_000_000 + self._clock_offset_ms
-            log, dropped = int(FromExecutor.LOG), lines.take_dropped()
+            log = int(FromExecutor.LOG)
             records: list[list[Any]] = [
                 [log, None, 0, lines.source, "", "", text, [], now_ms, 0] for text in texts
             ]
-            records[0][9] = dropped
+            records[0][9], lines.dropped = lines.dropped, 0
             self._tell(self._on_records, executor.id, records)
 
     def _unlisten(self, executor: Executor) -> None:

@@ -14,7 +14,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Final
 
-from pelton.protocol.frames import FromExecutor
+from pelton.protocol.frames import FLOOD_OVER, FromExecutor
 from pelton.runtime.context import Attempt, current_attempt
 from pelton.runtime.failures import bounded
 
@@ -81,14 +81,21 @@ class LogQueue:
         self._wake = wake
 
     def take(self, limit: int) -> list[list[Any]]:
-        """Removes and returns up to `limit` records, oldest first."""
+        """Removes and returns up to `limit` records, oldest first; the last one says what was dropped."""
         if not self._records:
             return []
         taken: list[list[Any]] = []
         with self._lock:
             while self._records and len(taken) < limit:
                 taken.append(self._records.popleft())
-            self._bytes = 0 if not self._records else self._bytes - sum(_size(record) for record in taken)
+            if self._records:
+                self._bytes -= sum(_size(record) for record in taken)
+                return taken
+            self._bytes = 0
+            dropped, self._dropped = self._dropped, 0
+        if dropped:
+            source = taken[-1][3]
+            taken.append([_LOG, None, 0, source, "", "", FLOOD_OVER, [], self._now_ms(), dropped])
         return taken
 
 

@@ -15,6 +15,9 @@ import msgspec
 MAX_WRITE_BYTES: Final = 64 * 1024 * 1024
 """A longer length prefix means the peer is broken."""
 
+FLOOD_OVER: Final = "(output was too fast up to here)"
+"""Text of a LOG record that only says how many lines were dropped: no other one came that could."""
+
 
 class ToExecutor(IntEnum):
     """Records a coordinator sends.
