@@ -227,6 +227,7 @@ def cases() -> dict[str, Case]:
         **_records(),
         **_payloads(),
         "headers/plain": _input(InputHeaders(ID, "classify-ticket")),
+        "headers/nested": _input(InputHeaders(ID, "f", ancestry=bytes(range(32)))),
         "headers/full": _input(InputHeaders(ID, "f", 3, 2, 1, NOW, NOW + 1, history)),
         "headers/result": Case(
             (ID, TOKEN),

@@ -78,9 +78,11 @@ results = st.builds(
 )
 histories = st.lists(failures, max_size=3).map(lambda some: reduce(append_history, some, b""))
 _attempts = st.integers(1, 2**32 - 1)
+_ancestries = st.lists(call_ids, max_size=64).map(b"".join)
+_routing = (counts, counts, histories, _ancestries)
 input_headers = st.one_of(
-    st.builds(InputHeaders, call_ids, names, _attempts, st.none(), st.just(0), counts, counts, histories),
-    st.builds(InputHeaders, call_ids, names, _attempts, u32, u32, counts, counts, histories),
+    st.builds(InputHeaders, call_ids, names, _attempts, st.none(), st.just(0), *_routing),
+    st.builds(InputHeaders, call_ids, names, _attempts, u32, u32, *_routing),
 )
 dead_letters = st.builds(
     DeadLetter,

@@ -21,7 +21,7 @@ from pelton.protocol.history import MAX_HISTORY_BYTES, append_history, read_hist
 ID = mint_call_id(1_790_000_000_000, 3, b"12345678")
 GOOD: list[tuple[str, bytes | None]] = [("id", ID), ("fn", b"f")]
 HISTORY = append_history(b"", Failure("builtins.ValueError", "no", attempt=1))
-FULL = InputHeaders(ID, "f", 3, 2, 1, 1_790_000_000_001, 1_790_000_000_002, HISTORY)
+FULL = InputHeaders(ID, "f", 3, 2, 1, 1_790_000_000_001, 1_790_000_000_002, HISTORY, ID + ID[::-1])
 
 
 def test_a_plain_call_has_two_headers() -> None:
@@ -31,9 +31,9 @@ def test_a_plain_call_has_two_headers() -> None:
 
 
 def test_all_headers_go_there_and_back() -> None:
-    """Attempt, may-have-run, due time, deadline and history survive, and there are never more than eight."""
+    """Each field survives, and there are never more than eight headers."""
     encoded = encode_input(FULL)
-    assert [name for name, _ in encoded] == ["id", "fn", "at", "mr", "du", "dl", "hi"]
+    assert [name for name, _ in encoded] == ["id", "fn", "at", "mr", "du", "dl", "hi", "an"]
     assert decode_input(encoded) == FULL
     assert sum("input" in header.records for header in HEADERS) <= 8
 
@@ -54,7 +54,7 @@ def test_a_record_that_may_have_run_says_so_with_zero_deliveries() -> None:
 
 def test_order_and_unknown_headers_do_not_matter() -> None:
     """Headers of later versions and of tracing tools are ignored, in any order, even null or twice."""
-    headers = [("an", bytes(16)), ("x", None), ("fn", b"f"), ("x", b""), ("traceparent", b"00-1"), ("id", ID)]
+    headers = [("zz", bytes(16)), ("x", None), ("fn", b"f"), ("x", b""), ("traceparent", b"00-1"), ("id", ID)]
     assert decode_input(headers) == InputHeaders(ID, "f")
 
 
@@ -83,6 +83,9 @@ def test_order_and_unknown_headers_do_not_matter() -> None:
         ([*GOOD, ("hi", b"\xc1")], "history that cannot be read"),
         ([*GOOD, ("hi", b"\x91\x01")], "history that cannot be read"),
         ([*GOOD, ("hi", bytes(MAX_HISTORY_BYTES + 1))], "over the limit of 2048"),
+        ([*GOOD, ("an", bytes(15))], "`an` has 15 bytes"),
+        ([*GOOD, ("an", bytes(16 * 65))], "`an` has 1040 bytes: it is at most 64 call ids"),
+        ([*GOOD, ("an", None)], "`an` is null"),
     ],
 )
 def test_odd_input_headers_are_refused(headers: list[tuple[str, bytes | None]] | None, says: str) -> None:
@@ -102,6 +105,8 @@ def test_odd_input_headers_are_refused(headers: list[tuple[str, bytes | None]] |
         InputHeaders(ID, "f", may_have_run=0, used=2**32),
         InputHeaders(ID, "f", due_ms=2**63),
         InputHeaders(ID, "f", history=bytes(MAX_HISTORY_BYTES + 1)),
+        InputHeaders(ID, "f", ancestry=ID[:-1]),
+        InputHeaders(ID, "f", ancestry=ID * 65),
     ],
 )
 def test_headers_that_do_not_fit_are_not_written(headers: InputHeaders) -> None:

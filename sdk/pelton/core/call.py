@@ -13,6 +13,9 @@ CallId = bytes
 MAX_REPLY_PARTITIONS = 4096
 """`rand_a` of the call id has 12 bits."""
 
+MAX_DEPTH = 64
+"""A call has at most so many ancestors."""
+
 
 def mint_call_id(now_ms: int, reply_partition: int, dice: bytes) -> CallId:
     """Makes a call id.
@@ -182,6 +185,7 @@ class InputHeaders(NamedTuple):
         due_ms: not before this broker time; 0 for at once.
         deadline_ms: broker time; 0 for none.
         history: bounded list of earlier failures, opaque bytes; b"" for none.
+        ancestry: call ids from the root to the parent, 16 bytes each; b"" for a root call.
     """
 
     call_id: CallId
@@ -192,6 +196,7 @@ class InputHeaders(NamedTuple):
     due_ms: int = 0
     deadline_ms: int = 0
     history: bytes = b""
+    ancestry: bytes = b""
 
 
 @dataclass(frozen=True, slots=True)

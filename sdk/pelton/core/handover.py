@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
-from pelton.core.call import InputHeaders, InputPartition
+from pelton.core.call import InputPartition
 from pelton.core.decisions import InputRecord
 from pelton.core.outbox import Outbox
 from pelton.core.ownership import Commits, Owned
@@ -95,15 +95,9 @@ class Handover:
         if headers is None:
             return
         self.copying += 1
-        copy = InputHeaders(
-            headers.call_id,
-            headers.function,
-            headers.attempt,
-            max(source.counts.get(offset, 0), headers.may_have_run or 0),
-            max(source.used.get(offset, 0), headers.used),
-            headers.due_ms,
-            headers.deadline_ms,
-            headers.history,
+        copy = headers._replace(
+            may_have_run=max(source.counts.get(offset, 0), headers.may_have_run or 0),
+            used=max(source.used.get(offset, 0), headers.used),
         )
 
         def usable() -> bool:

@@ -6,7 +6,7 @@ import struct
 from collections.abc import Sequence
 from typing import Any, Final, NamedTuple
 
-from pelton.core.call import CallId, InputHeaders, Token
+from pelton.core.call import MAX_DEPTH, CallId, InputHeaders, Token
 from pelton.errors import RecordError
 from pelton.protocol.history import MAX_HISTORY_BYTES, read_history
 
@@ -44,9 +44,9 @@ HEADERS: Final = (
     Header("hi", "MessagePack, at most 2 KiB", "input", "when empty", "earlier failures, oldest first"),
     Header(
         "an",
-        "n x 16 raw bytes",
+        "n x 16 raw bytes, at most 64",
         "input",
-        "always, reserved",
+        "when empty",
         "ancestry: call ids from the root to the parent",
     ),
     Header("tk", "u32 i64 u8 u32 i64", "results", "", "token: attempt, epoch, input topic, partition, run"),
@@ -57,7 +57,7 @@ _U32 = struct.Struct(">I")
 _TWO_U32 = struct.Struct(">II")
 _I64 = struct.Struct(">q")
 _TOKEN = struct.Struct(">IqBIq")
-_INPUT_NAMES: Final = frozenset(header.name for header in HEADERS if "input" in header.records) - {"an"}
+_INPUT_NAMES: Final = frozenset(header.name for header in HEADERS if "input" in header.records)
 
 
 def encode_input(headers: InputHeaders) -> list[tuple[str, bytes]]:
@@ -66,7 +66,7 @@ def encode_input(headers: InputHeaders) -> list[tuple[str, bytes]]:
     Raises:
         RecordError: a value does not fit its type.
     """
-    call_id, function, attempt, may_have_run, used, due_ms, deadline_ms, history = headers
+    call_id, function, attempt, may_have_run, used, due_ms, deadline_ms, history, ancestry = headers
     if len(call_id) != 16:
         raise RecordError(f"a call id has 16 bytes, not {len(call_id)}")
     try:
@@ -87,6 +87,9 @@ def encode_input(headers: InputHeaders) -> list[tuple[str, bytes]]:
         if len(history) > MAX_HISTORY_BYTES:
             raise RecordError(f"a history of {len(history)} bytes is over the limit of {MAX_HISTORY_BYTES}")
         encoded.append(("hi", history))
+    if ancestry:
+        _check_ancestry(ancestry)
+        encoded.append(("an", ancestry))
     return encoded
 
 
@@ -145,7 +148,18 @@ def _decode_any_input(headers: Headers) -> InputHeaders:
     deadline_ms = _number(found, "dl", _I64, 0)
     if due_ms < 0 or deadline_ms < 0:
         raise RecordError(f"header `{'du' if due_ms < 0 else 'dl'}` is a negative time")
-    return InputHeaders(call_id, function, attempt, may_have_run, used, due_ms, deadline_ms, history)
+    ancestry = found.get("an", b"")
+    _check_ancestry(ancestry)
+    return InputHeaders(
+        call_id, function, attempt, may_have_run, used, due_ms, deadline_ms, history, ancestry
+    )
+
+
+def _check_ancestry(ancestry: bytes) -> None:
+    if len(ancestry) % 16 or len(ancestry) > 16 * MAX_DEPTH:
+        raise RecordError(
+            f"header `an` has {len(ancestry)} bytes: it is at most {MAX_DEPTH} call ids of 16 bytes each"
+        )
 
 
 def encode_result(call_id: CallId, token: Token) -> list[tuple[str, bytes]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-from pelton.core.call import CallId, Invocation, Origin
+from pelton.core.call import MAX_DEPTH, CallId, Invocation, Origin
 from pelton.errors import RecordError
 from pelton.protocol.avro import PREFIX_BYTES, Subject, Values, check_marker
 from pelton.protocol.varint import decode_long, encode_long
@@ -12,9 +12,6 @@ from pelton.protocol.varint import decode_long, encode_long
 INVOCATION: Final = Subject("invocation")
 INVOCATION_PREFIX: Final = bytes.fromhex("c3017129a67fa98bb952")
 """What an invocation written by this version starts with; a test holds it to the schema."""
-
-MAX_ANCESTRY: Final = 64
-"""Deeper nesting is refused by the platform."""
 
 _DEFAULTS: Final = bytes(10)
 """Version, attempts, deadline, parent, ancestry, three keys, origin and trace of a plain call."""
@@ -156,8 +153,8 @@ def _encode_options(invocation: Invocation) -> bytes:
 
 def _check_ids(parent: CallId | None, ancestry: tuple[CallId, ...]) -> None:
     """Refuses ids of a wrong length and too many of them."""
-    if len(ancestry) > MAX_ANCESTRY:
-        raise RecordError(f"a call {len(ancestry)} deep: at most {MAX_ANCESTRY} calls may be nested")
+    if len(ancestry) > MAX_DEPTH:
+        raise RecordError(f"a call {len(ancestry)} deep: at most {MAX_DEPTH} calls may be nested")
     for call_id in (*ancestry, *(() if parent is None else (parent,))):
         if len(call_id) != 16:
             raise RecordError(f"a call id has 16 bytes, not {len(call_id)}")
@@ -256,8 +253,8 @@ def _read_ids(data: bytes, at: int) -> tuple[tuple[CallId, ...], int]:
             size, at = decode_long(data, at)
             if size != 16 * count:
                 raise RecordError(f"a block of {size} bytes for {count} call ids")
-        if len(ids) + count > MAX_ANCESTRY:
-            raise RecordError(f"more than {MAX_ANCESTRY} ancestors")
+        if len(ids) + count > MAX_DEPTH:
+            raise RecordError(f"more than {MAX_DEPTH} ancestors")
         end = at + 16 * count
         if end > len(data):
             raise IndexError
@@ -287,8 +284,8 @@ def invocation_values(invocation: Invocation) -> Values:
 
 def _from_values(values: Values) -> Invocation:
     """An invocation that fastavro resolved to the latest version."""
-    if len(values["ancestry"]) > MAX_ANCESTRY:
-        raise RecordError(f"more than {MAX_ANCESTRY} ancestors")
+    if len(values["ancestry"]) > MAX_DEPTH:
+        raise RecordError(f"more than {MAX_DEPTH} ancestors")
     numbers = (values[name] for name in ("submitted_ms", "max_attempts", "version", "deadline_ms"))
     if any(number is not None and number < 0 for number in numbers):
         raise RecordError("the invocation has a negative version, number of attempts, deadline or time")

@@ -140,8 +140,9 @@ class CallRouter:
         if topic is None:
             topic = self._invocations[function] = self._topics.invocations(function)
         value = encode_invocation(invocation)
+        ancestry = b"".join(invocation.ancestry) if invocation.ancestry else b""
         headers = encode_input(
-            InputHeaders(call_id, function, 1, None, 0, 0, invocation.deadline_ms or 0, b"")
+            InputHeaders(call_id, function, 1, None, 0, 0, invocation.deadline_ms or 0, b"", ancestry)
         )
         key = invocation.ordering_key or invocation.idempotency_key
         self._calls[call_id] = (_Receiver(function, on_results),)
