@@ -192,6 +192,8 @@ def test_transport_fatal_producer_error_is_survived(platform: KafkaPlatform) -> 
 
     producer.send(plan.name, b"1", on_report=report)
     assert producer.flush(20) == 0
+    # The hook is called from a thread that is not the library's: nothing else may be asked of it meanwhile.
+    wait_for(lambda: producer._hurry <= 0)
     broken = producer._client
     raise_fatal_error(broken)
     wait_for(lambda: producer._client is not broken)
