@@ -8,6 +8,7 @@ PeltonError
 │   ├── SubmitFailed                     the record was certainly not accepted                       retriable
 │   └── AcceptanceUnknown                the record may or may not be in the log
 ├── FunctionNotFound (LookupError)       not in the registry
+├── CallTooDeep (RecursionError)         more than 64 calls nested
 ├── NotReady (TimeoutError)              `wait_ready` ran out of time; carries the reasons           retriable
 ├── CallNotFound (LookupError)           attach: no such call
 ├── CallExpired (LookupError)            attach: older than the result TTL
@@ -67,6 +68,10 @@ class AcceptanceUnknown(TransportError):
 
 class FunctionNotFound(PeltonError, LookupError):
     """The function is not in the registry; nothing was sent."""
+
+
+class CallTooDeep(PeltonError, RecursionError):
+    """Functions called functions more than 64 deep; nothing was sent."""
 
 
 class NotReady(PeltonError, TimeoutError):

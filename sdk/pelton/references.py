@@ -48,7 +48,7 @@ class Callee(Generic[P, C, R]):
             stream: Stream[Any] = Stream(call, connection, self._decoder())
             connection.send(call, spec, self.version, arguments)
             return cast(C, stream)
-        return cast(C, wait_blocking(self._send(connection, spec, arguments)))
+        return cast(C, wait_blocking(self._send(connection, spec, arguments), connection))
 
     def async_call(self, *args: P.args, **kwargs: P.kwargs) -> CallFuture[R]:
         """Calls the function and returns a future at once. Errors before sending as for a plain call."""
@@ -99,8 +99,7 @@ class Callee(Generic[P, C, R]):
     ) -> Iterator[R]:
         """The same for inputs that are tuples of positional arguments."""
         mapping.check_window(window)
-        session.current()
-        warn_on_loop()
+        warn_on_loop(session.current())
         over = mapping.map_ordered if ordered else mapping.map_unordered
         return over(self._start, (tuple(entry) for entry in inputs), window, return_exceptions)
 
@@ -169,7 +168,8 @@ class Callee(Generic[P, C, R]):
             NotReady: it could not in this time; the message says why.
         """
         seconds = timeout.total_seconds() if isinstance(timeout, timedelta) else float(timeout)
-        readiness.wait_ready(session.current().directory, self.name, self.version, seconds)
+        connection = session.current()
+        connection.aside(lambda: readiness.wait_ready(connection.directory, self.name, self.version, seconds))
 
     def __repr__(self) -> str:
         version = "" if self.version is None else f", version={self.version}"

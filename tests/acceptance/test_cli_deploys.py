@@ -17,6 +17,8 @@ from support.local_platform import LocalPlatform, local_platform, wait_for
 # Processes of a whole platform start and stop here, which takes long on a busy machine.
 pytestmark = pytest.mark.timeout(400)
 
+EXAMPLES = Path(__file__).parents[2] / "docs/examples"
+
 VERSIONED = """
     import pelton
 
@@ -314,3 +316,14 @@ def test_cli_killed_instance_is_replaced(platform: LocalPlatform) -> None:
     )
     assert process.identify(new[0]["pid"]) is not None
     assert platform.run("call", "kept").stdout == "here\n"
+
+
+def test_cli_nested_example_of_the_guide(platform: LocalPlatform) -> None:
+    """The guide's functions call each other on one instance with four slots, and give its answers."""
+    report = platform.json("deploy", str(EXAMPLES / "nested/word_count.py"))
+    assert sum(kind == "function" for kind, _ in changes(report)) == 5
+    assert platform.json("call", "depth", "20")["value"] == 20
+    text = "the cat and the hat\nthe cat\n\nand the rest"
+    assert platform.json("call", "most-common", text, "2")["value"] == ["the", "cat"]
+    other = "a cat\nthe cat\nthe dog and the rest"
+    assert platform.json("call", "compare", text, other)["value"] == ["cat", "the"]

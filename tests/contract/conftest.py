@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 
 from support.embedded_broker import Broker, running_broker
-from support.transport_platforms import KafkaPlatform, MemoryPlatform, Platform
+from support.transport_platforms import ChannelPlatform, KafkaPlatform, MemoryPlatform, Platform
 
 
 @pytest.fixture(scope="session")
@@ -27,6 +27,14 @@ def memory_platform() -> Iterator[Platform]:
 
 
 @pytest.fixture(scope="session")
+def channel_platform() -> Iterator[Platform]:
+    """One platform behind frame channels for the session."""
+    made = ChannelPlatform()
+    yield made
+    made.close()
+
+
+@pytest.fixture(scope="session")
 def kafka_platform(contract_broker: Broker) -> Iterator[KafkaPlatform]:
     """One platform on Kafka for the session."""
     made = KafkaPlatform(contract_broker, "contract")
@@ -34,7 +42,7 @@ def kafka_platform(contract_broker: Broker) -> Iterator[KafkaPlatform]:
     made.close()
 
 
-@pytest.fixture(params=["memory", pytest.param("kafka", marks=pytest.mark.integration)])
+@pytest.fixture(params=["memory", "channel", pytest.param("kafka", marks=pytest.mark.integration)])
 def platform(request: pytest.FixtureRequest) -> Platform:
     """Each platform in turn."""
     made: Platform = request.getfixturevalue(f"{request.param}_platform")

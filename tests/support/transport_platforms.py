@@ -1,11 +1,12 @@
-"""Platforms without workers: one in memory, one on Apache Kafka, offering tests the same handles."""
+"""Platforms without workers: in memory, behind frames, on Apache Kafka; tests get the same handles of all."""
 
 from __future__ import annotations
 
 import threading
 import time
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from queue import SimpleQueue
+from typing import Any, Protocol
 
 from pelton.core.call import Result, reply_partition
 from pelton.core.spec import ContainerSpec, FunctionKind, FunctionSpec, InstanceStatus
@@ -16,10 +17,12 @@ from pelton.protocol.codec import (
     encode_instance_status,
     encode_result,
 )
+from pelton.protocol.frames import FrameReader, encode_write
 from pelton.protocol.headers import decode_input
 from pelton.protocol.headers import encode_result as encode_result_headers
 from pelton.protocol.signing import Key, Keyring
 from pelton.protocol.topics import Control, Topics, instance_key, spec_key
+from pelton.transport.channel import ChannelTransport
 from pelton.transport.config import ConnectionConfig
 from pelton.transport.kafka.admin import Admin
 from pelton.transport.kafka.calls import KafkaTransport
@@ -28,6 +31,7 @@ from pelton.transport.kafka.reader import PartitionReader
 from pelton.transport.log import Headers, KafkaFailure, LogRecord
 from pelton.transport.memory import Delivery, MemoryBroker, MemoryTransport, Worker
 from pelton.transport.ports import Transport
+from pelton_platform.coordinator.relay import KINDS, Client, Relay, is_sound
 from support.embedded_broker import Broker
 
 MESSAGE_TIMEOUT_S = 4.0
@@ -136,6 +140,64 @@ class MemoryPlatform:
         for transport in self._transports:
             transport.close(1)
         self.broker.close()
+
+
+class ChannelPlatform(MemoryPlatform):
+    """Clients are executors: their frames go, as bytes, to the relay of an instance on a broker in memory."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._relays: list[Relay] = []
+        self._pipes: list[Pipe] = []
+
+    def transport(self) -> Transport:
+        relay = Relay(super().transport)
+        down = Pipe(lambda record: made.take(record))
+        client = Client(down.send)
+        up = Pipe(lambda record: self._hear(relay, client, record))
+        made = ChannelTransport(lambda record: up.send([record]), self.broker.now_ms)
+        self._relays.append(relay)
+        self._pipes += [up, down]
+        return made
+
+    @staticmethod
+    def _hear(relay: Relay, client: Client, record: list[Any]) -> None:
+        assert record[0] in KINDS
+        assert is_sound(record), record
+        relay.take(client, record)
+
+    def close(self) -> None:
+        for relay in self._relays:
+            relay.close(1)
+        for pipe in self._pipes:
+            pipe.close()
+        super().close()
+
+
+class Pipe:
+    """One direction of a frame channel: what is sent arrives as bytes, on a thread of its own."""
+
+    def __init__(self, hear: Callable[[list[Any]], None]) -> None:
+        self._writes: SimpleQueue[bytes | None] = SimpleQueue()
+        self._hear = hear
+        self._thread = threading.Thread(target=self._read, daemon=True)
+        self._thread.start()
+
+    def send(self, records: Sequence[Sequence[Any]]) -> bool:
+        """Sends records; never blocks."""
+        self._writes.put(encode_write(records))
+        return True
+
+    def close(self) -> None:
+        """Ends the thread."""
+        self._writes.put(None)
+        self._thread.join(5)
+
+    def _read(self) -> None:
+        frames = FrameReader()
+        while (data := self._writes.get()) is not None:
+            for record in frames.feed(data):
+                self._hear(record)
 
 
 class KafkaPlatform:

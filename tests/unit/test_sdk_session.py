@@ -12,6 +12,7 @@ import pytest
 
 import pelton
 from pelton.client import session
+from pelton.client.connection import Connection
 from pelton.errors import DefinitionError, PlatformNotRunning, UnsupportedOption
 from pelton.references import function_ref
 from support.callers import ScriptedTransport, spec_of
@@ -100,14 +101,20 @@ def test_a_refusal_holds_until_it_is_lifted() -> None:
     session.close()
 
 
-def test_functions_cannot_call_functions() -> None:
-    """A process that runs user code says so, instead of looking for a platform."""
-    session.refuse_nested()
+def test_connecting_is_refused_where_an_instance_provides_the_connection() -> None:
+    """User code in an executor has no way to a platform but the one of its instance."""
+    transport = ScriptedTransport()
+    transport.scripted.change(spec_of("f"))
+    session.close()
+    session.provide(lambda: Connection(transport))
     try:
-        with pytest.raises(UnsupportedOption, match=r"f\.local"):
-            function_ref("f")(1)
+        function_ref("f").submit(1)
+        assert len(transport.sent) == 1
+        with pytest.raises(UnsupportedOption, match="leave it out"):
+            session.connect("localhost:1")
     finally:
-        session.refuse(None)
+        session.provide(None)
+        session.close()
 
 
 PROGRAM = """

@@ -55,8 +55,14 @@ _LENGTHS: Final = {
     int(FromExecutor.OUTCOME): 5,
     int(FromExecutor.POISON): 3,
     int(FromExecutor.LOG): 10,
+    int(FromExecutor.CALL): 3,
+    int(FromExecutor.FORGET): 2,
+    int(FromExecutor.ASK): 4,
+    int(FromExecutor.PARK): 2,
+    int(FromExecutor.UNPARK): 2,
 }
-_OF_RUNS: Final = (int(FromExecutor.CHUNKS), int(FromExecutor.OUTCOME), int(FromExecutor.POISON))
+_ENDS: Final = (int(FromExecutor.OUTCOME), int(FromExecutor.POISON))
+_OF_RUNS: Final = (*_ENDS, int(FromExecutor.CHUNKS), int(FromExecutor.PARK), int(FromExecutor.UNPARK))
 _log = logging.getLogger("pelton.coordinator.executors")
 
 
@@ -72,7 +78,7 @@ class ExecutorPool:
 
     Args:
         settings: what they run.
-        on_records: called with an executor's id and CHUNKS, OUTCOME, POISON and LOG records, in order.
+        on_records: called with an executor's id and its records but READY and BROKEN, in order.
         on_ready: called with id and pid when user code is loaded.
         on_exit: called once for every executor that was started, after its last records.
 
@@ -345,7 +351,7 @@ class ExecutorPool:
         if kind in _OF_RUNS:
             if type(record[1]) is not int:
                 raise ValueError("a record without the id of a run")
-            if kind != FromExecutor.CHUNKS:
+            if kind in _ENDS:
                 executor.runs.discard(record[1])
         elif kind == FromExecutor.READY:
             executor.ready = True

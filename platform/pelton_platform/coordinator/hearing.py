@@ -7,15 +7,21 @@ from typing import Any, Final
 
 from pelton.core.call import Failure
 from pelton.protocol.frames import FromExecutor
+from pelton_platform.coordinator import relay
 
 _CHUNKS: Final = int(FromExecutor.CHUNKS)
 _OUTCOME: Final = int(FromExecutor.OUTCOME)
 _POISON: Final = int(FromExecutor.POISON)
+_PLACES: Final = (int(FromExecutor.PARK), int(FromExecutor.UNPARK))
 
 
 def is_sound(record: Sequence[Any]) -> bool:
-    """Whether the fields of a record (CHUNKS, OUTCOME, POISON or LOG, of its length) are of their types."""
+    """Whether the fields of a record, which has its length, are of their types; ids of runs were checked."""
     kind = record[0]
+    if kind in relay.KINDS:
+        return relay.is_sound(record)
+    if kind in _PLACES:
+        return True
     if kind == _OUTCOME:
         value, failure, submitted = record[2:]
         if type(submitted) is not int:

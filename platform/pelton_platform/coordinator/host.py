@@ -35,6 +35,7 @@ from pelton.core.decisions import (
     SendResult,
     Start,
     Trim,
+    Unpark,
 )
 from pelton.core.engine import Engine
 from pelton.core.spec import FunctionKind, FunctionSpec, LogRecord
@@ -59,6 +60,7 @@ from pelton_platform.coordinator.fences import Seen, read_before, results_partit
 from pelton_platform.coordinator.hearing import failure_of, is_sound
 from pelton_platform.coordinator.output import OutputLog
 from pelton_platform.coordinator.placement import Placement
+from pelton_platform.coordinator.relay import KINDS, Client, Relay
 from pelton_platform.coordinator.trimming import Trimmer
 
 INTERRUPT_GRACE_S: Final = {
@@ -73,6 +75,8 @@ _FENCE_PAUSE_S: Final = 0.5
 _CHUNKS: Final = int(FromExecutor.CHUNKS)
 _OUTCOME: Final = int(FromExecutor.OUTCOME)
 _POISON: Final = int(FromExecutor.POISON)
+_PARK: Final = int(FromExecutor.PARK)
+_UNPARK: Final = int(FromExecutor.UNPARK)
 _LOG: Final = int(FromExecutor.LOG)
 _log = logging.getLogger(__name__)
 
@@ -90,6 +94,7 @@ class Services:
         output: takes output of user code.
         counters: how often what happened.
         helpers: threads that may block.
+        relay: does for executors what they call.
         failed: told when a host cannot go on; the process then ends.
     """
 
@@ -101,6 +106,7 @@ class Services:
     output: OutputLog
     counters: Counters
     helpers: Executor
+    relay: Relay
     failed: Callable[[str, BaseException], None]
 
 
@@ -203,7 +209,9 @@ class FunctionHost:
             Released: lambda action: self._consumer.release(action.partitions),
             Trim: lambda action: services.trimmer.trim(spec.name, action.offsets),
             Alarm: self._alarm,
+            Unpark: self._placement.unpark,
         }
+        self._clients: dict[int, Client] = {}
         services.counters.source(lambda: self._engine.counters)
 
     # ---- life ----
@@ -367,6 +375,9 @@ class FunctionHost:
             if lost:
                 self._engine.executor_died(now, lost, end.reason)
             self._carry_out()
+        client = self._clients.pop(end.executor_id, None)
+        if client is not None:
+            self._services.relay.gone(client)
 
     def _on_records(self, executor_id: int, records: list[list[Any]]) -> None:
         lines: list[LogRecord] = []
@@ -378,6 +389,8 @@ class FunctionHost:
                     lines.append(self._line(executor_id, record))
                 elif not is_sound(record):
                     self._pool.kill(executor_id, "it wrote rubbish to its channel")
+                elif kind in KINDS:
+                    self._services.relay.take(self._client(executor_id), record)
                 elif not placement.holds(executor_id, record[1]):
                     self._services.counters.add("dropped_completions")
                 elif kind == _OUTCOME:
@@ -385,12 +398,23 @@ class FunctionHost:
                     engine.finished(now, record[1], record[2], failure_of(record[3]), record[4])
                 elif kind == _CHUNKS:
                     engine.chunks(now, record[1], record[2])
+                elif kind == _PARK:
+                    engine.parked(now, record[1])
+                elif kind == _UNPARK:
+                    engine.unparked(now, record[1])
                 elif kind == _POISON:
                     placement.over(record[1])
                     engine.poisoned(now, record[1], record[2])
             self._carry_out()
         if lines:
             self._services.output.write(lines)
+
+    def _client(self, executor_id: int) -> Client:
+        """The executor as the relay knows it; on the pool's thread."""
+        client = self._clients.get(executor_id)
+        if client is None:
+            client = self._clients[executor_id] = Client(partial(self._pool.send, executor_id))
+        return client
 
     def _line(self, executor_id: int, record: Sequence[Any]) -> LogRecord:
         _, call_id, attempt, source, level, logger, text, fields, at_ms, dropped = record

@@ -19,6 +19,7 @@ from pelton.errors import PeltonError, TransportError
 from pelton.protocol.signing import Keyring
 from pelton.protocol.topics import Control, Topics
 from pelton.transport.kafka.admin import Admin
+from pelton.transport.kafka.calls import KafkaTransport
 from pelton.transport.kafka.clock import BrokerClock
 from pelton.transport.kafka.probe import Probe
 from pelton.transport.kafka.producer import RecordProducer
@@ -30,6 +31,7 @@ from pelton_platform.coordinator.host import FunctionHost, Services
 from pelton_platform.coordinator.instance_file import InstanceFile
 from pelton_platform.coordinator.output import OutputLog
 from pelton_platform.coordinator.presence import Presence
+from pelton_platform.coordinator.relay import Relay
 from pelton_platform.coordinator.specs import NothingToServe, Served, read_specs
 from pelton_platform.coordinator.trimming import Trimmer
 
@@ -198,6 +200,8 @@ class Instance:
         stack.callback(ranges.close)
         admin = Admin(config)
         stack.callback(admin.close)
+        relay = Relay(lambda: KafkaTransport(config))
+        stack.callback(relay.close, _FLUSH_S)
         return Services(
             config=config,
             producer=producer,
@@ -207,6 +211,7 @@ class Instance:
             output=output,
             counters=self._counters,
             helpers=helpers,
+            relay=relay,
             failed=self._host_failed,
         )
 

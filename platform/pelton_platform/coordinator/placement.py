@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Final, Protocol
 
-from pelton.core.decisions import Credit, Interrupt, Start
+from pelton.core.decisions import Credit, Interrupt, Start, Unpark
 from pelton.protocol.frames import ToExecutor
 
 _RUN: Final = int(ToExecutor.RUN)
 _CREDIT: Final = int(ToExecutor.CREDIT)
 _INTERRUPT: Final = int(ToExecutor.INTERRUPT)
+_UNPARK: Final = int(ToExecutor.UNPARK)
 
 ISOLATED_STOP_S: Final = 5.0
 """An isolated executor that is not needed any more gets so long to exit."""
@@ -85,6 +86,12 @@ class Placement:
         executor = self._where.get(action.run_id)
         if executor is not None:
             self._write(executor, (_CREDIT, action.run_id, action.chunks))
+
+    def unpark(self, action: Unpark) -> None:
+        """Tells a run that it has its slot again."""
+        executor = self._where.get(action.run_id)
+        if executor is not None:
+            self._write(executor, (_UNPARK, action.run_id))
 
     def interrupt(self, action: Interrupt) -> bool:
         """Ends an attempt, or asks for it; False when it is in no executor (any more)."""

@@ -10,15 +10,19 @@ import os
 import socket
 import sys
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from pelton.client import session
+from pelton.client.connection import Connection
 from pelton.core.spec import FunctionKind
+from pelton.errors import DefinitionError, TransportError
 from pelton.protocol.frames import FromExecutor
 from pelton.runtime.calling import Target
+from pelton.transport.channel import ChannelTransport
 from pelton_platform.executor.capture import Capture, LogQueue
 from pelton_platform.executor.desk import Desk, Slots, failure_record
 from pelton_platform.executor.loading import load_failure, load_function
+from pelton_platform.executor.nesting import ExecutorNesting
 from pelton_platform.executor.outbox import Outbox
 from pelton_platform.executor.reader import BrokerTime, Hello, Reader
 from pelton_platform.executor.tasks import TaskSlots
@@ -52,20 +56,36 @@ def main() -> None:
     capture.install()
     # Registered before user code registers anything, so it runs after all of that.
     atexit.register(_last_words, capture, outbox)
-    slots = _load(hello, reader, outbox, capture, channel)
+    slots = _load(hello, reader, outbox, capture, channel, clock)
     outbox.post([int(FromExecutor.READY), os.getpid()])
     outbox.flush()
     slots.serve()
 
 
-def _load(hello: Hello, reader: Reader, outbox: Outbox, capture: Capture, channel: socket.socket) -> Slots:
+def _load(
+    hello: Hello,
+    reader: Reader,
+    outbox: Outbox,
+    capture: Capture,
+    channel: socket.socket,
+    clock: BrokerTime,
+) -> Slots:
     """Loads user code and prepares its slots; tells why and ends the process when it cannot be loaded."""
     kind = FunctionKind(hello.kind)
     loop = None
     if kind in (FunctionKind.ASYNC, FunctionKind.ASYNC_GENERATOR):
+        # Late: executors of sync functions do without it.
+        from pelton.runtime import bridge
+
         loop = asyncio.new_event_loop()
+        bridge.install(loop)
         asyncio.set_event_loop(loop)
-    session.refuse_nested()
+    session.refuse(
+        lambda: DefinitionError(
+            f"{hello.module!r} calls a function while it is loaded; calls belong into functions, or under "
+            '`if __name__ == "__main__":`'
+        )
+    )
     try:
         function = load_function(Path(hello.bundle), hello.module, hello.qualname)
         target = Target.of(hello.function, kind, function)
@@ -76,8 +96,30 @@ def _load(hello: Hello, reader: Reader, outbox: Outbox, capture: Capture, channe
     desk = Desk(target, outbox, capture)
     os.register_at_fork(after_in_child=lambda: _leave(desk, channel))
     slots: Slots = ThreadSlots(desk, hello.slots) if loop is None else TaskSlots(desk, hello.slots, loop)
-    reader.attend(desk, slots)
+    reader.attend(desk, slots, _connect(desk, outbox, clock, ExecutorNesting(outbox, slots)))
     return slots
+
+
+def _connect(desk: Desk, outbox: Outbox, clock: BrokerTime, nesting: ExecutorNesting) -> ChannelTransport:
+    """The way by which user code calls functions: through the channel."""
+
+    def post(record: list[Any]) -> None:
+        outbox.post(record)
+        outbox.nudge()
+
+    transport = ChannelTransport(post, clock.now_ms, nesting.aside)
+
+    def opening() -> Connection:
+        if desk.forked:
+            raise TransportError(
+                "a process that a function forked cannot call functions: only the executor itself speaks to "
+                "its instance; call before the fork or after it, in the parent"
+            )
+        return Connection(transport, nesting)
+
+    session.provide(opening)
+    session.refuse(None)
+    return transport
 
 
 def _leave(desk: Desk, channel: socket.socket) -> None:

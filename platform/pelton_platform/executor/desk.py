@@ -33,6 +33,12 @@ class Slots(Protocol):
     def interrupt(self, run: Run) -> None:
         """Nobody wants this run any more; called on the reading thread."""
 
+    def lend(self) -> None:
+        """A run waits for calls it made: one more may run."""
+
+    def reclaim(self) -> None:
+        """It goes on: one less may begin."""
+
     def stop(self) -> None:
         """`serve` returns once nothing runs; called on the reading thread."""
 
@@ -61,7 +67,9 @@ class Desk:
     def read(self, run: Run) -> Arguments | None:
         """Reads the body of a run; None when it cannot be read, which ends the run."""
         try:
-            return read_arguments(self.target, run.call_id, run.value)
+            arguments = read_arguments(self.target, run.call_id, run.value)
+            run.ancestry, run.trace_parent = arguments.ancestry, arguments.trace_parent
+            return arguments
         except RecordError as error:
             reason = str(error).encode("utf-8", "backslashreplace").decode()[:_MAX_REASON]
             self._end(run, [_POISON, run.run_id, reason])
@@ -93,6 +101,8 @@ class Desk:
 
     def _end(self, run: Run, record: Record) -> None:
         self.runs.pop(run.run_id, None)
+        if run.place is not None:
+            run.place.end()
         self.outbox.post(record)
 
 

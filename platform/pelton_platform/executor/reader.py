@@ -11,6 +11,7 @@ from dataclasses import dataclass, fields
 from typing import Any, Final
 
 from pelton.protocol.frames import FrameReader, ToExecutor
+from pelton.transport.channel import HEARD, ChannelTransport
 from pelton_platform.executor.desk import Desk, Slots
 from pelton_platform.executor.run import Run
 
@@ -86,6 +87,7 @@ class Reader:
         self._hello: Hello | None = None
         self._desk: Desk | None = None
         self._slots: Slots | None = None
+        self._transport: ChannelTransport | None = None
 
     def start(self) -> None:
         """Starts the thread."""
@@ -102,10 +104,11 @@ class Reader:
             raise ValueError("the channel did not begin with HELLO")
         return self._hello
 
-    def attend(self, desk: Desk, slots: Slots) -> None:
-        """From now on runs may come; call it before READY is sent."""
+    def attend(self, desk: Desk, slots: Slots, transport: ChannelTransport) -> None:
+        """From now on runs and what they called may come; call it before READY is sent."""
         self._desk = desk
         self._slots = slots
+        self._transport = transport
 
     def _read(self) -> None:
         code = PARENT_GONE_EXIT
@@ -158,7 +161,14 @@ class Reader:
 
     def _control(self, record: list[Any]) -> None:
         kind = record[0]
-        if kind == _CREDIT:
+        if kind in HEARD:
+            if self._transport is not None:
+                self._transport.take(record)
+        elif kind == ToExecutor.UNPARK:
+            run = self._find(record[1])
+            if run is not None and run.place is not None:
+                run.place.returned()
+        elif kind == _CREDIT:
             run = self._find(record[1])
             if run is not None and self._slots is not None:
                 run.acknowledged(record[2])

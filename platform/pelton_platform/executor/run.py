@@ -5,10 +5,13 @@ from __future__ import annotations
 import threading
 from asyncio import Future, Task
 from collections import deque
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from pelton.core.call import CallId
 from pelton.runtime.context import Attempt
+
+if TYPE_CHECKING:
+    from pelton_platform.executor.nesting import Place
 
 MAX_UNACKNOWLEDGED_BYTES: Final = 8 * 1024 * 1024
 """Chunks of a run that Kafka has not acknowledged are bounded by this as well as by their number."""
@@ -29,6 +32,7 @@ class Run(Attempt):
         blocked: it waits for credit.
         gate: where a sync run waits for credit.
         waiter: where an async run waits for credit.
+        place: its slot, once it has waited for a call it made.
     """
 
     __slots__ = (
@@ -42,6 +46,7 @@ class Run(Attempt):
         "credit",
         "gate",
         "interrupted",
+        "place",
         "run_id",
         "task",
         "value",
@@ -71,6 +76,7 @@ class Run(Attempt):
         self.blocked = False
         self.gate: threading.Condition | None = None
         self.waiter: Future[None] | None = None
+        self.place: Place | None = None
         self._sent = 0
         self._acked = 0
         self._sent_bytes = 0

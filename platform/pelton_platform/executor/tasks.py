@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import logging
+import threading
 from collections import deque
 from collections.abc import Awaitable, Iterable
 
@@ -33,6 +34,7 @@ class TaskSlots:
         self._context = contextvars.copy_context()
         self._queue: deque[Run] = deque()
         self._running = 0
+        self._lending = threading.Lock()
         self._interrupts: deque[Run] = deque()
         self._credits: deque[Run] = deque()
         self._called = False
@@ -55,6 +57,17 @@ class TaskSlots:
         run.interrupted = True
         self._interrupts.append(run)
         self._call()
+
+    def lend(self) -> None:
+        """A run waits: one more may run."""
+        with self._lending:
+            self._slots += 1
+        self._call()
+
+    def reclaim(self) -> None:
+        """It goes on."""
+        with self._lending:
+            self._slots -= 1
 
     def stop(self) -> None:
         """Lets `serve` return once nothing runs."""

@@ -12,12 +12,16 @@ import sys
 import threading
 from collections import deque
 from collections.abc import Iterable
+from typing import Final
 
 from pelton.runtime.calling import Arguments, Outcome, call, interrupted, stream
 from pelton.runtime.context import current_attempt
 from pelton.runtime.failures import failure_of
 from pelton_platform.executor.desk import Desk
 from pelton_platform.executor.run import Run
+
+SPARE_THREADS: Final = 8
+"""So many threads stay for the next runs that wait for calls they made."""
 
 
 class _Parked:
@@ -71,6 +75,19 @@ class ThreadSlots:
         """Nothing stops sync code; a generator ends at its next chunk, a run that waits is not begun."""
         run.interrupted = True
         self.credited(run)
+
+    def lend(self) -> None:
+        """A run waits in its thread: another one may work."""
+        with self._lock:
+            self._slots += 1
+            starting = self._call_help()
+        if starting:
+            self._start_thread()
+
+    def reclaim(self) -> None:
+        """It goes on; a thread that is one too many ends when it has nothing to do."""
+        with self._lock:
+            self._slots -= 1
 
     def stop(self) -> None:
         """Lets `serve` return once nothing runs."""
@@ -137,6 +154,9 @@ class ThreadSlots:
                     run = queue.popleft()
                     starting = self._call_help() if queue else False
                 elif parked is self._main and self._done():
+                    return
+                elif self._threads > self._slots + SPARE_THREADS and parked is not self._main:
+                    self._threads -= 1
                     return
                 else:
                     self._idle.append(parked)

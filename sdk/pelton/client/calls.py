@@ -6,7 +6,7 @@ import os
 import threading
 from collections import deque
 from collections.abc import Callable, Generator, Sequence
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import TYPE_CHECKING, Final, Protocol, TypeVar
 
 from pelton.client.failures import error_of
 from pelton.client.waking import settle, waker_of
@@ -25,6 +25,8 @@ MAX_BEHIND_BYTES: Final = 16 * 1024 * 1024
 # Shared by all that had none yet, and never added to: most calls stream nothing.
 _NO_CHUNKS: Final[list[bytes]] = []
 
+T = TypeVar("T")
+
 Listener = Callable[[], None]
 """Told that something is new, perhaps once too often; on reading threads, so it must be quick."""
 
@@ -40,6 +42,9 @@ class Reader(Protocol):
 
     def pause(self, call: Call) -> None:
         """The call wants no results until it is resumed."""
+
+    def aside(self, wait: Callable[[], T]) -> T:
+        """Calls what blocks, without stopping an event loop."""
 
     def unseen(self, call: Call, error: Exception) -> None:
         """The call was not accepted; nobody has been told yet."""
@@ -89,7 +94,7 @@ class Acceptance:
         if not call.answered:
             event = threading.Event()
             call.at_answer(event.set)
-            if not event.wait(timeout):
+            if not call.reader.aside(lambda: event.wait(timeout)):
                 raise TimeoutError(f"call {call.text} was not acknowledged within {timeout:g} s")
         if call.refusal is not None:
             call.reader.seen(call)

@@ -7,12 +7,13 @@ import random
 import sys
 import threading
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from types import TracebackType
-from typing import Final, Self
+from typing import Final, Self, TypeVar
 
 from pelton.client.calls import Call
+from pelton.client.nesting import Nesting, check_depth
 from pelton.client.patience import Patience
 from pelton.client.readiness import not_found
 from pelton.client.waking import CallbackThread
@@ -29,20 +30,28 @@ ATTACH_SECONDS: Final = 30.0
 
 _SHOWN: Final = 5
 
+T = TypeVar("T")
+
 
 class Connection:
     """A caller's side of one platform. As a context manager it closes at the end of the block.
 
+    Args:
+        transport: how records travel.
+        nesting: knows the attempts that run in this process; None where none does.
+
     Attributes:
         transport: how records travel.
+        nesting: as given.
         directory: what is deployed.
         calls: open calls by id; a call is added before it is sent and leaves when it ends.
         callbacks: runs the done callbacks of users.
         closed: whether it was closed.
     """
 
-    def __init__(self, transport: Transport) -> None:
+    def __init__(self, transport: Transport, nesting: Nesting | None = None) -> None:
         self.transport = transport
+        self.nesting = nesting
         self.directory: Directory = transport.directory
         self.calls: dict[CallId, Call] = {}
         self.callbacks = CallbackThread()
@@ -98,7 +107,7 @@ class Connection:
         self._unanswered[call_id] = spec.name
         try:
             self.transport.submit(
-                _invocation(call_id, spec, version, arguments),
+                self._invocation(call_id, spec, version, arguments),
                 spec,
                 partial(self._accepted, call),
                 call.receive,
@@ -122,7 +131,7 @@ class Connection:
         self._unanswered[call_id] = spec.name
         try:
             self.transport.submit(
-                _invocation(call_id, spec, version, arguments),
+                self._invocation(call_id, spec, version, arguments),
                 spec,
                 partial(self._left, call_id, spec.name),
                 _nobody,
@@ -228,6 +237,18 @@ class Connection:
             )
         return lost
 
+    def block(self, wait: Callable[[], T], instead: Callable[[], Awaitable[T]] | None = None) -> T:
+        """Calls `wait`, which blocks until a call got further; see `Nesting.block`."""
+        return wait() if self.nesting is None else self.nesting.block(wait, instead)
+
+    def aside(self, wait: Callable[[], T]) -> T:
+        """Calls `wait`, which blocks for something else; see `Nesting.aside`."""
+        return wait() if self.nesting is None else self.nesting.aside(wait)
+
+    async def suspend(self, waiter: Awaitable[T]) -> T:
+        """The same for what is awaited on the running loop."""
+        return await (waiter if self.nesting is None else self.nesting.suspend(waiter))
+
     def __enter__(self) -> Self:
         return self
 
@@ -249,6 +270,31 @@ class Connection:
 
     def _mint(self, partition: int) -> CallId:
         return mint_call_id(self.transport.now_ms(), partition, self._dice.getrandbits(64).to_bytes(8, "big"))
+
+    def _invocation(
+        self, call_id: CallId, spec: FunctionSpec, version: int | None, arguments: bytes
+    ) -> Invocation:
+        lineage = None if self.nesting is None else self.nesting.lineage()
+        if lineage is None:
+            return Invocation(
+                call_id=call_id,
+                function=spec.name,
+                arguments=arguments,
+                version=version,
+                submitted_ms=call_time_ms(call_id),
+            )
+        check_depth(lineage, spec.name)
+        return Invocation(
+            call_id=call_id,
+            function=spec.name,
+            arguments=arguments,
+            version=version,
+            deadline_ms=lineage.deadline_ms,
+            parent=lineage.ancestry[-1],
+            ancestry=lineage.ancestry,
+            trace_parent=lineage.trace_parent,
+            submitted_ms=call_time_ms(call_id),
+        )
 
     def _accepted(self, call: Call, error: Exception | None) -> None:
         """Kafka's answer to the record of a call."""
@@ -302,16 +348,6 @@ class Connection:
         for function, count in Counter(name for name, _ in refused.values()).items():
             why = next(error for name, error in refused.values() if name == function)
             sys.stderr.write(f"pelton: {count} call(s) of {function!r} were not accepted by Kafka: {why}\n")
-
-
-def _invocation(call_id: CallId, spec: FunctionSpec, version: int | None, arguments: bytes) -> Invocation:
-    return Invocation(
-        call_id=call_id,
-        function=spec.name,
-        arguments=arguments,
-        version=version,
-        submitted_ms=call_time_ms(call_id),
-    )
 
 
 def _nobody(results: Sequence[Result]) -> None:

@@ -123,7 +123,11 @@ class CallFuture(Future[R]):
             PayloadCorrupt: the value cannot be read.
         """
         try:
-            super().result(timeout)
+            if self.done():
+                super().result()
+            else:
+                wait = super().result
+                self._connection.block(lambda: wait(timeout), lambda: self._ended(timeout))
         except TimeoutError:
             if self.done():
                 self._told()
@@ -147,7 +151,10 @@ class CallFuture(Future[R]):
         Raises:
             TimeoutError: no outcome yet; the call goes on.
         """
-        error = super().exception(timeout)
+        wait = super().exception
+        if not self.done():
+            self._connection.block(lambda: wait(timeout), lambda: self._ended(timeout))
+        error = wait()
         if error is not None:
             self._told()
             return error
@@ -184,8 +191,25 @@ class CallFuture(Future[R]):
             else:
                 waiter.set_exception(error)
 
+        if self._connection.nesting is not None and not self.done():
+            return asyncio.ensure_future(self._awaited())
         super().add_done_callback(lambda _: waker.call(copy))
         return waiter
+
+    async def _awaited(self) -> R:
+        return await self
+
+    async def _ended(self, timeout: float | None) -> Any:
+        """Waits for the end on the running loop, as the blocking wait does; raises its error."""
+        import asyncio
+
+        loop = asyncio.get_running_loop()
+        waker = waker_of(loop)
+        waiter: asyncio.Future[None] = loop.create_future()
+        super().add_done_callback(lambda _: waker.call(lambda: settle(waiter)))
+        async with asyncio.timeout(timeout):
+            await waiter
+        return super().result()
 
     def __await__(self) -> Generator[Any, None, R]:
         """Waits on the running loop; cancelling the waiting task leaves the call alone."""
@@ -196,7 +220,10 @@ class CallFuture(Future[R]):
             waker = waker_of(loop)
             waiter: asyncio.Future[None] = loop.create_future()
             super().add_done_callback(lambda _: waker.call(lambda: settle(waiter)))
-            yield from waiter
+            if self._connection.nesting is None:
+                yield from waiter
+            else:
+                yield from self._connection.suspend(waiter).__await__()
         return self.result(0)
 
     def cancel(self) -> bool:
@@ -259,13 +286,13 @@ class CallFuture(Future[R]):
         self._connection.seen(self._call)
 
 
-def wait_blocking(future: CallFuture[R]) -> R:
+def wait_blocking(future: CallFuture[R], connection: Connection) -> R:
     """Waits for a call that was made as if it were local, `f(x)`.
 
     Raises:
         KeyboardInterrupt: the user gave up waiting; the call goes on, and stderr says so.
     """
-    warn_on_loop()
+    warn_on_loop(connection)
     try:
         return future.result()
     except KeyboardInterrupt:
@@ -277,8 +304,10 @@ def wait_blocking(future: CallFuture[R]) -> R:
 _warned = threading.Lock()
 
 
-def warn_on_loop() -> None:
-    """Warns once when this thread runs an event loop; notebooks always run one and are not warned."""
+def warn_on_loop(connection: Connection) -> None:
+    """Warns once when this thread runs an event loop that would be blocked; notebooks always run one."""
+    if connection.nesting is not None:
+        return
     asyncio = sys.modules.get("asyncio")
     if asyncio is None or asyncio._get_running_loop() is None or "ipykernel" in sys.modules:
         return

@@ -8,6 +8,7 @@ from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, It
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
+from pelton.client import session
 from pelton.client.futures import CallFuture
 
 if TYPE_CHECKING:
@@ -55,9 +56,9 @@ def map_unordered(
         count += 1
         if count >= window:
             count -= 1
-            yield _value(ended.get(), return_exceptions)
+            yield _value(session.current().block(ended.get), return_exceptions)
     for _ in range(count):
-        yield _value(ended.get(), return_exceptions)
+        yield _value(session.current().block(ended.get), return_exceptions)
 
 
 async def amap(
@@ -78,7 +79,7 @@ async def amap(
     count = 0
 
     async def next_ended() -> R:
-        future = open_calls.popleft() if ordered else await ended.get()
+        future = open_calls.popleft() if ordered else await session.current().suspend(ended.get())
         try:
             return await future
         except Exception as error:

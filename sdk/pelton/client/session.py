@@ -22,6 +22,7 @@ _connecting = threading.Lock()
 _inherited: list[Connection] = []
 """Connections of parents: kept, since ending a client whose threads did not come along would hang."""
 _refusal: Refusal | None = None
+_opening: Callable[[], Connection] | None = None
 
 
 def current() -> Connection:
@@ -78,6 +79,10 @@ def connect(
 
     if _refusal is not None:
         raise _refusal()
+    if _opening is not None:
+        raise UnsupportedOption(
+            "connect() in a function: functions call through the instance that runs them, so leave it out"
+        )
     close()
     return _open(config)
 
@@ -131,24 +136,27 @@ def refuse(refusal: Refusal | None) -> Refusal | None:
     return previous
 
 
-def refuse_nested() -> None:
-    """Refuses every use of the platform from here on: for processes that run user code."""
-    refuse(
-        lambda: UnsupportedOption(
-            "functions cannot call functions in this version: do the work here, e.g. with f.local(...), "
-            "or return what the caller needs for the next call"
-        )
-    )
+def provide(opening: Callable[[], Connection] | None) -> None:
+    """Has the connection of this process made by `opening`, for processes that run user code.
+
+    From here on `connect` is refused: what runs there has no way to a platform but the one of its instance.
+    None undoes it.
+    """
+    global _opening
+    _opening = opening
 
 
 def _open(config: Callable[[], ConnectionConfig]) -> Connection:
     global _connection
     with _connecting:
         if _connection is None or _connection.closed:
-            # Late, so that importing the SDK loads no Kafka client.
-            from pelton.transport.kafka.calls import KafkaTransport
+            if _opening is not None:
+                _connection = _opening()
+            else:
+                # Late, so that importing the SDK loads no Kafka client.
+                from pelton.transport.kafka.calls import KafkaTransport
 
-            _connection = Connection(KafkaTransport(config()))
+                _connection = Connection(KafkaTransport(config()))
             _close_at_exit()
         return _connection
 

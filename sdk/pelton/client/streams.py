@@ -63,7 +63,7 @@ class Stream(Generic[T_co]):
                     return self._value(chunk)
                 self._signal.clear()
                 if not self._has_news():
-                    self._signal.wait()
+                    self._connection.block(self._signal.wait, self._news)
                 elif self._is_over():
                     self._raise_end()
                     raise StopIteration
@@ -95,7 +95,7 @@ class Stream(Generic[T_co]):
                     return self._value(chunk)
                 waiter = self._signal.arm(asyncio.get_running_loop())
                 if not self._has_news():
-                    await waiter
+                    await self._connection.suspend(waiter)
                 elif self._is_over():
                     self._raise_end()
                     raise StopAsyncIteration
@@ -185,6 +185,15 @@ class Stream(Generic[T_co]):
 
     def _has_news(self) -> bool:
         return self._closed or self._call.ended or self._call.paused or self._has_chunk()
+
+    async def _news(self) -> bool:
+        """Waits for something new on the running loop, as the blocking wait does."""
+        import asyncio
+
+        waiter = self._signal.arm(asyncio.get_running_loop())
+        if not self._has_news():
+            await waiter
+        return True
 
     def _raise_end(self) -> None:
         """Raises the error of a failed call, once."""

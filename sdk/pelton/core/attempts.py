@@ -9,9 +9,10 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 from pelton.core.call import Failure, ResultKind
-from pelton.core.decisions import Action, Interrupt, ReadResults, Start
+from pelton.core.decisions import Action, Interrupt, ReadResults, Start, Unpark
 from pelton.core.outbox import Outbox
 from pelton.core.ownership import Commits
+from pelton.core.parking import Parking
 from pelton.core.run import Item, Run, RunKey, RunState
 
 STARTED_AFTER_MS: Final = 250
@@ -39,6 +40,7 @@ class EngineSettings:
         trim_ms: how often what is committed is deleted from the log.
         retry_initial_ms, retry_max_ms: bounds of the delay before the next attempt in process.
         commit_retry_ms: pause after a refused or unanswered commit.
+        parked_per_depth: runs of one depth that may wait for calls they made; more are not started.
     """
 
     worker: str
@@ -55,6 +57,7 @@ class EngineSettings:
     retry_initial_ms: int = 100
     retry_max_ms: int = 1000
     commit_retry_ms: int = 50
+    parked_per_depth: int = 256
 
 
 class Attempts:
@@ -80,6 +83,7 @@ class Attempts:
         self._young: deque[tuple[int, int]] = deque()
         self._timed: deque[tuple[int, int]] = deque()
         self._lingering: dict[int, Run] = {}
+        self._parking = Parking(settings.parked_per_depth)
         self._next_run = 0
         self._busy = 0
         self._done = 0
@@ -360,8 +364,31 @@ class Attempts:
             item.local = True
             self._apart.append(item)
 
+    def parked(self, now_ms: int, run_id: int) -> None:
+        """An attempt waits for calls it made, and gives its place to others: to those calls, first of all."""
+        self._now = now_ms
+        run = self._runs.get(run_id)
+        if run is None or not run.alive or run.state is not RunState.RUNNING or run.parked:
+            return
+        run.apart = run.isolated
+        self._free(run)
+        headers = run.items[0].record.headers
+        run.depth = 0 if headers is None else len(headers.ancestry) >> 4
+        self._parking.enter(run)
+
+    def unparked(self, now_ms: int, run_id: int) -> None:
+        """It wants to go on; `Unpark` says when it may, at once if nothing it does counts any more."""
+        self._now = now_ms
+        run = self._runs.get(run_id)
+        if run is None or not run.parked:
+            self._actions.append(Unpark(run_id))
+        else:
+            self._parking.ask(run)
+
     def _free(self, run: Run) -> None:
-        if run.slot:
+        if run.parked:
+            self._parking.leave(run)
+        elif run.slot:
             run.slot = False
             self._busy -= 1
         elif run.isolated:

@@ -115,6 +115,12 @@ class Interrupt(NamedTuple):
     forced: bool
 
 
+class Unpark(NamedTuple):
+    """A run that was parked and wants to go on has its place again; or nothing it does counts any more."""
+
+    run_id: int
+
+
 class Credit(NamedTuple):
     """So many chunks of this run were acknowledged: the executor may send as many more."""
 
@@ -175,4 +181,5 @@ Action = (
     | Released
     | Trim
     | Alarm
+    | Unpark
 )

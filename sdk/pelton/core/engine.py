@@ -24,11 +24,14 @@ from pelton.core.decisions import (
     Resume,
     SendDeadLetter,
     Trim,
+    Unpark,
 )
 from pelton.core.handover import Handover
 from pelton.core.offsets import decode_metadata
 from pelton.core.ownership import Owned
+from pelton.core.parking import depth_of, roots
 from pelton.core.run import Item, Run, RunKey, RunState
+from pelton.core.tail import TailCopies
 
 
 class Engine(Attempts):
@@ -44,6 +47,7 @@ class Engine(Attempts):
         self._dirty_since = 0
         self._look_at_commits = False
         self._trim_at = 0
+        self._tail = TailCopies(self._outbox, self._copied, self._not_copied)
 
     # ---- what others may see ----
 
@@ -60,13 +64,14 @@ class Engine(Attempts):
 
     @property
     def running(self) -> int:
-        """Attempts in executors."""
-        return self._busy + self._isolated
+        """Attempts in executors, parked ones among them."""
+        return self._busy + self._isolated + self._parking.count
 
     @property
     def waiting(self) -> int:
         """Records taken in and not dispatched."""
-        return sum(len(own.queue) for own in self._owned.values()) + len(self._apart) + len(self._delayed)
+        queued = sum(len(own.queue) for own in self._owned.values())
+        return queued + len(self._apart) + len(self._delayed) + self._parking.held_count
 
     @property
     def idle(self) -> bool:
@@ -174,6 +179,7 @@ class Engine(Attempts):
             self._blocked[key] = [item for item in self._blocked[key] if item.own is not own]
         self._delayed = [entry for entry in self._delayed if entry[2].own is not own]
         heapq.heapify(self._delayed)
+        self._parking.forget(own)
 
     # ---- events: records, reports, commits, time ----
 
@@ -195,11 +201,12 @@ class Engine(Attempts):
     def _limit_intake(self, own: Owned) -> None:
         settings, share = self.settings, max(1, len(self._owned))
         count, size = settings.window // share, settings.window_bytes // share
+        waiting = len(own.queue) + own.held
         if own.paused:
-            if len(own.queue) <= count // 2 and own.queued_bytes <= size // 2:
+            if waiting <= count // 2 and own.queued_bytes <= size // 2:
                 own.paused = False
                 self._actions.append(Resume(own.partition))
-        elif len(own.queue) > count or own.queued_bytes > size:
+        elif waiting > count or own.queued_bytes > size:
             own.paused = True
             self._actions.append(Pause(own.partition))
 
@@ -275,8 +282,13 @@ class Engine(Attempts):
     # ---- dispatch ----
 
     def _dispatch(self) -> None:
+        parking = self._parking
+        if parking.returning:
+            self._come_back()
         if self._draining:
             return
+        if parking.held_count and self._busy < self._slots:
+            parking.release(self._slots - self._busy)
         for _ in range(len(self._apart)):
             if self._isolated >= self.settings.isolated:
                 break
@@ -289,6 +301,48 @@ class Engine(Attempts):
             own = turn[0]
             turn.rotate(-1)
             left = len(turn) if self._dispatch_from(own) else left - 1
+        if parking.count and parking.count == len(self._runs) and not parking.returning:
+            self._reach_behind()
+
+    def _come_back(self) -> None:
+        """Parked runs that want to go on take what is free, before anything fresh does."""
+        for run in self._parking.come_back(self._slots - self._busy, self.settings.isolated - self._isolated):
+            if run.parked:
+                self._parking.leave(run)
+                if run.apart:
+                    run.isolated = True
+                    self._isolated += 1
+                else:
+                    run.slot = True
+                    self._busy += 1
+            self._actions.append(Unpark(run.id))
+
+    def _reach_behind(self) -> None:
+        """Every started call waits for calls it made: what lies in front of those goes to the log's end."""
+        for own in self._turn:
+            room = self._tail.room(self._now, own)
+            if not own.ready or own.leaving or room <= 0 or not (own.paused or own.full):
+                continue
+            items = self._parking.take(own, room)
+            if own.full:
+                queued = roots(own.queue)[: room - len(items)]
+                for item in queued:
+                    own.queue.remove(item)
+                    own.queued_bytes -= len(item.record.value or b"")
+                items += queued
+            self._tail.send(self._now, own, items)
+
+    def _copied(self, item: Item) -> None:
+        """The copy of a root is acknowledged: the original is done."""
+        self.counters["tail_copies"] += 1
+        item.own.finish(item)
+        self._done += 1
+        if item.own.paused:
+            self._limit_intake(item.own)
+
+    def _not_copied(self, item: Item) -> None:
+        if item.own.alive and item.offset in item.own.items:
+            self._parking.hold(item)
 
     def _dispatch_from(self, own: Owned) -> bool:
         """Begins up to a share of a partition's waiting records; whether any was taken from the queue."""
@@ -302,6 +356,7 @@ class Engine(Attempts):
             return False
         queue, items, horizon, taken = own.queue, own.items, own.horizon, 0
         share = max(1, (self._slots - self._busy) // len(self._turn))
+        full = self._parking.full
         while queue and taken < share and self._busy < self._slots:
             item = queue[0]
             offset = item.offset
@@ -312,6 +367,11 @@ class Engine(Attempts):
             own.queued_bytes -= len(record.value or b"")
             taken += 1
             if item.run is None and offset in items:
+                if full and depth_of(item) in full:
+                    self._parking.hold(item)
+                    continue
+                if own.tail_from >= 0 or own.tail_pause_ms:
+                    self._tail.reached(own)
                 self._begin(item, record)
         if own.paused:
             self._limit_intake(own)
@@ -372,6 +432,8 @@ class Engine(Attempts):
         own, headers = item.own, item.record.headers
         if item.run is not None or headers is None or item.offset not in own.items:
             return True
+        if depth_of(item) in self._parking.full:
+            return False
         if not own.ready or own.leaving or item.offset >= own.horizon or own.full:
             return False
         if not item.local and any(

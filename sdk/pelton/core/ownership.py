@@ -41,6 +41,11 @@ class Owned:
         committed: acknowledged committed offset.
         paused: whether intake is paused.
         dirty: finished records since the last commit.
+        held: records kept back because too many runs of their depth are parked.
+        tail_from: offset of the first copy made in this round of tail copies, -1 before it.
+        tail_over: the round came back to its first copy.
+        tail_copying: records on their way to the end of the partition.
+        tail_pause_ms, tail_not_before_ms: how long the next round waits, and until when.
     """
 
     __slots__ = (
@@ -52,6 +57,7 @@ class Owned:
         "dirty",
         "epoch",
         "finished",
+        "held",
         "horizon",
         "items",
         "leaving",
@@ -63,6 +69,11 @@ class Owned:
         "ready",
         "restored_end",
         "runs",
+        "tail_copying",
+        "tail_from",
+        "tail_not_before_ms",
+        "tail_over",
+        "tail_pause_ms",
         "trimmed",
         "used",
         "wanted",
@@ -102,6 +113,12 @@ class Owned:
         self.paused = False
         self.dirty = 0
         self.runs = 0
+        self.held = 0
+        self.tail_from = -1
+        self.tail_over = False
+        self.tail_copying = 0
+        self.tail_pause_ms = 0
+        self.tail_not_before_ms = 0
 
     def token(self, attempt: int) -> Token:
         """A token higher than every earlier one of this assignment."""

@@ -112,13 +112,18 @@ class Run:
         began_ms: when it reached its executor.
         delivery: delivery count told to user code.
         attempt: attempt told to user code.
+        depth: how many ancestors its call has.
+        parked: it gave back its place while it waits for calls it made.
+        apart: whether that place was in an executor of its own.
     """
 
     __slots__ = (
         "alive",
+        "apart",
         "attempt",
         "began_ms",
         "delivery",
+        "depth",
         "expired",
         "id",
         "isolated",
@@ -126,6 +131,7 @@ class Run:
         "key",
         "last_offset",
         "out",
+        "parked",
         "partition",
         "sequence",
         "slot",
@@ -156,3 +162,6 @@ class Run:
         self.delivery = 1
         self.attempt = 1
         self.submitted_ms = 0
+        self.depth = 0
+        self.parked = False
+        self.apart = False

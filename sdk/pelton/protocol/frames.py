@@ -7,7 +7,7 @@ is its kind. Kinds are numbers, positions are fixed; see the table of each kind 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from enum import IntEnum
+from enum import IntEnum, StrEnum
 from typing import Any, Final
 
 import msgspec
@@ -30,6 +30,12 @@ class ToExecutor(IntEnum):
     INTERRUPT  [3, run_id]                    cancel an async attempt; nothing is promised for a sync one
     STOP       [4]                            finish what runs, then exit 0
     CLOCK      [5, offset_ms]                 broker time minus executor wall clock
+    ACCEPTED   [6, ref, error | nil]          Kafka's answer to the record of a nested call
+    RESULTS    [7, ref, [result, ...]]        records of a nested call in log order, as in the results topic
+    ANSWER     [8, ask, error | nil, value]   to an ASK
+    SPECS      [9, [[what, name, spec | nil], ...]]  functions and containers that are new, changed or gone
+    UNPARK     [10, run_id]                   a run that asked to go on has its slot again
+    error is [name of a class in pelton.errors, message]
     """
 
     HELLO = 0
@@ -38,6 +44,11 @@ class ToExecutor(IntEnum):
     INTERRUPT = 3
     STOP = 4
     CLOCK = 5
+    ACCEPTED = 6
+    RESULTS = 7
+    ANSWER = 8
+    SPECS = 9
+    UNPARK = 10
 
 
 class FromExecutor(IntEnum):
@@ -49,6 +60,11 @@ class FromExecutor(IntEnum):
     OUTCOME    [3, run_id, payload | nil, failure | nil, submitted_ms]
     POISON     [4, run_id, reason]            the body cannot be read
     LOG        [5, call_id | nil, attempt, source, level, logger, text, fields, at_ms, dropped]
+    CALL       [6, ref, invocation]           a nested call; `ref` names it in ACCEPTED, RESULTS and FORGET
+    FORGET     [7, ref]                       no more results of it
+    ASK        [8, ask, question, arguments]  answered by ANSWER; the questions are in `Question`
+    PARK       [9, run_id]                    a run waits for calls it made: its slot is free meanwhile
+    UNPARK     [10, run_id]                   it wants to go on; UNPARK says when it may
     failure is [type, message, traceback, code, retriable]
     """
 
@@ -58,6 +74,26 @@ class FromExecutor(IntEnum):
     OUTCOME = 3
     POISON = 4
     LOG = 5
+    CALL = 6
+    FORGET = 7
+    ASK = 8
+    PARK = 9
+    UNPARK = 10
+
+
+class Question(StrEnum):
+    """What an executor may ask of its coordinator.
+
+    SPECS      []                               send what is deployed now, and every change from now on
+    PREPARE    [function]                       the reply partition for calls of it
+    ATTACH     [ref, function, call_id, seconds]  replay a call as RESULTS; the value is its state
+    INSTANCES  [container | nil]                statuses of live instances
+    """
+
+    SPECS = "specs"
+    PREPARE = "prepare"
+    ATTACH = "attach"
+    INSTANCES = "instances"
 
 
 _encode = msgspec.msgpack.Encoder().encode

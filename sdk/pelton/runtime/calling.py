@@ -70,11 +70,15 @@ class Arguments(NamedTuple):
         args: positional arguments.
         kwargs: keyword arguments.
         submitted_ms: when the caller submitted it, broker ms.
+        ancestry: call ids from the root to the parent; empty for a root call.
+        trace_parent: W3C trace parent, None when not traced.
     """
 
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
     submitted_ms: int
+    ancestry: tuple[CallId, ...] = ()
+    trace_parent: str | None = None
 
 
 def _annotations(function: Callable[..., Any]) -> dict[str, Any]:
@@ -104,7 +108,9 @@ def read_arguments(target: Target, call_id: CallId, body: bytes) -> Arguments:
     if type(arguments) is tuple and len(arguments) == 2:
         args, kwargs = arguments
         if type(args) is tuple and type(kwargs) is dict and all(type(name) is str for name in kwargs):
-            return Arguments(args, kwargs, invocation.submitted_ms)
+            return Arguments(
+                args, kwargs, invocation.submitted_ms, invocation.ancestry, invocation.trace_parent
+            )
     raise RecordError("arguments: not a pair of positional and keyword arguments")
 
 

@@ -44,9 +44,22 @@ class Attempt:
         deadline_ms: broker time in ms since the epoch; 0 for never.
         instance: id of the instance.
         over: whether it has ended; code it left behind may still run in its context.
+        ancestry: call ids from the root to the parent of the call; empty for a root call.
+        trace_parent: W3C trace parent of the call; None when it is not traced.
     """
 
-    __slots__ = ("_public", "attempt", "call_id", "deadline_ms", "delivery", "function", "instance", "over")
+    __slots__ = (
+        "_public",
+        "ancestry",
+        "attempt",
+        "call_id",
+        "deadline_ms",
+        "delivery",
+        "function",
+        "instance",
+        "over",
+        "trace_parent",
+    )
 
     def __init__(
         self, call_id: CallId, attempt: int, delivery: int, function: str, deadline_ms: int, instance: str
@@ -58,6 +71,8 @@ class Attempt:
         self.deadline_ms = deadline_ms
         self.instance = instance
         self.over = False
+        self.ancestry: tuple[CallId, ...] = ()
+        self.trace_parent: str | None = None
         self._public: Context | None = None
 
     def public(self) -> Context:

@@ -12,6 +12,9 @@ from pelton.core.spec import ContainerSpec, FunctionSpec, InstanceStatus
 INSTANCE_SEEN_MS: Final = 10_000
 """An instance that has not written its status for longer is gone."""
 
+OnSpec = Callable[[str, str, FunctionSpec | ContainerSpec | None], None]
+"""Told what changed: "function" or "container", its name, its spec or None when it is gone."""
+
 _LOOK_AGAIN_S: Final = 0.5  # instances go without a word: `wait` looks again at least this often
 
 
@@ -28,6 +31,25 @@ class Registry:
         self._functions: dict[str, FunctionSpec] = {}
         self._containers: dict[str, ContainerSpec] = {}
         self._instances: dict[bytes, InstanceStatus] = {}
+        self._listeners: tuple[OnSpec, ...] = ()
+
+    def listen(self, listener: OnSpec) -> None:
+        """Tells `listener` of every function and container there is, and of each change from now on.
+
+        It is called with the lock of the registry held, on whatever thread brings the change: it must be
+        quick and must not ask the registry anything.
+        """
+        with self._changed:
+            self._listeners += (listener,)
+            for container in self._containers.values():
+                listener("container", container.name, container)
+            for function in self._functions.values():
+                listener("function", function.name, function)
+
+    def unlisten(self, listener: OnSpec) -> None:
+        """Tells it no more. Idempotent."""
+        with self._changed:
+            self._listeners = tuple(known for known in self._listeners if known != listener)
 
     def function(self, name: str) -> FunctionSpec | None:
         """The latest verified spec, or None."""
@@ -69,6 +91,11 @@ class Registry:
                 self._changed.wait(min(left_s, _LOOK_AGAIN_S))
             return True
 
+    def await_change(self, timeout_s: float) -> None:
+        """Waits until something changed, or time ran out."""
+        with self._changed:
+            self._changed.wait(timeout_s)
+
     def put_function(self, name: str, spec: FunctionSpec | None) -> None:
         """Takes a spec in, or takes the function out with None."""
         with self._changed:
@@ -76,6 +103,8 @@ class Registry:
                 self._functions.pop(name, None)
             else:
                 self._functions[name] = spec
+            for listener in self._listeners:
+                listener("function", name, spec)
             self._changed.notify_all()
 
     def put_container(self, name: str, spec: ContainerSpec | None) -> None:
@@ -85,6 +114,8 @@ class Registry:
                 self._containers.pop(name, None)
             else:
                 self._containers[name] = spec
+            for listener in self._listeners:
+                listener("container", name, spec)
             self._changed.notify_all()
 
     def put_instance(self, key: bytes, status: InstanceStatus | None) -> None:
