@@ -24,8 +24,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-import psutil
-
 LOOPBACK = "127.0.0.1"
 
 _LINUX = sys.platform == "linux"
@@ -193,6 +191,8 @@ def terminate(identity: ProcessIdentity, grace_s: float, *, group: bool = False)
 
 def group_members(pgid: int) -> tuple[ProcessIdentity, ...]:
     """Return the live processes of a process group."""
+    import psutil
+
     found = []
     for pid in psutil.pids():
         with contextlib.suppress(ProcessLookupError, PermissionError):
@@ -209,6 +209,8 @@ def processes_with_environment(name: str, value: str) -> tuple[ProcessIdentity, 
     This is how what a dead supervisor left behind is found. Processes that the caller may not look into are
     left out; the caller itself too.
     """
+    import psutil
+
     found = []
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error, OSError):
@@ -342,6 +344,8 @@ def port_answers(port: int, host: str = LOOPBACK) -> bool:
 
 def listener(port: int) -> tuple[int, str] | None:
     """Return pid and name of the program that listens on a TCP port, as far as the caller may see it."""
+    import psutil
+
     try:
         for connection in psutil.net_connections("tcp"):
             if connection.status == psutil.CONN_LISTEN and connection.laddr.port == port and connection.pid:
@@ -411,6 +415,8 @@ def _look(pid: int) -> tuple[str, bool] | None:
     run, or die, and hold its ports and files: such a one is no zombie yet.
     """
     if not _LINUX:
+        import psutil
+
         try:
             process = psutil.Process(pid)
             return f"{process.create_time():.6f}", process.status() == psutil.STATUS_ZOMBIE

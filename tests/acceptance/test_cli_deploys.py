@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -327,3 +328,22 @@ def test_cli_nested_example_of_the_guide(platform: LocalPlatform) -> None:
     assert platform.json("call", "most-common", text, "2")["value"] == ["the", "cat"]
     other = "a cat\nthe cat\nthe dog and the rest"
     assert platform.json("call", "compare", text, other)["value"] == ["cat", "the"]
+    call = platform.json("call", "compare", text, other)["call_id"]
+    shown = platform.json("calls", "show", call)
+    tree = {one["call_id"]: one for one in shown["tree"]}
+    assert Counter(one["function"] for one in tree.values()) == {
+        "compare": 1,
+        "most-common": 2,
+        "lines-of": 2,
+        "count-words": 6,
+    }
+    assert {one["state"] for one in tree.values()} == {"succeeded"}
+    assert {tree[one["parent"]]["function"] for one in tree.values() if one["parent"]} == {
+        "compare",
+        "most-common",
+    }
+    nested = next(one["call_id"] for one in tree.values() if one["function"] == "count-words")
+    drawn = platform.run("calls", "show", nested).stdout
+    assert f"count-words  succeeded  {nested}  <- this call" in drawn
+    assert f"\ncompare  succeeded  {call}\n" in drawn
+    assert drawn.count("├─ ") + drawn.count("└─ ") == 10

@@ -85,15 +85,39 @@ def list_calls(
 
 @app.command("show")
 def show_call(call: CallIdArgument, function: FunctionOption = None, as_json: Json = False) -> None:
-    """Show what is known of one call."""
-    entry = _find(call, function)
+    """Show what is known of one call, and the tree of the calls that belong together with it."""
+    entry, family = _find_family(call, function)
     data = _plain(entry)
     if as_json:
-        print_json(data)
+        print_json({**data, "tree": [_plain(each) for each in family]})
         return
     for name, value in data.items():
         if value not in ("", None, 0):
             typer.echo(f"{name:<12} {value}")
+    if len(family) > 1:
+        typer.echo("")
+        for line in _tree(family, entry):
+            typer.echo(line)
+
+
+def _tree(family: list[CallEntry], shown: CallEntry) -> Iterator[str]:
+    """The calls as a tree, one line each; the call that was asked for is marked."""
+    known = {entry.call_id for entry in family}
+    children: dict[bytes | None, list[CallEntry]] = {}
+    for entry in family:
+        parent = next((each for each in reversed(entry.ancestry) if each in known), None)
+        children.setdefault(parent, []).append(entry)
+
+    def draw(parent: bytes | None, indent: str) -> Iterator[str]:
+        below = children.get(parent, [])
+        for number, entry in enumerate(below, 1):
+            last = number == len(below)
+            branch = "" if parent is None else "└─ " if last else "├─ "
+            mark = "  <- this call" if entry is shown else ""
+            yield f"{indent}{branch}{entry.function}  {entry.state}  {_id(entry)}{mark}"
+            yield from draw(entry.call_id, indent if parent is None else indent + ("   " if last else "│  "))
+
+    yield from draw(None, "")
 
 
 @app.command("result")
@@ -124,13 +148,12 @@ def show_result(call: CallIdArgument, function: FunctionOption = None, as_json: 
 
 @contextmanager
 def _book(function: str | None) -> Iterator[tuple[CallBook, list[FunctionSpec]]]:
-    from pelton.errors import FunctionNotFound
     from pelton_platform.deploy.callbook import CallBook
 
     with open_registry() as (config, registry):
         found, _, _ = registry.snapshot()
         if function is not None and function not in found:
-            raise FunctionNotFound(f"function {function!r} is not deployed; see `pelton functions`")
+            raise _not_deployed(function)
         specs = [found[name] for name in sorted(found) if function in (None, name)]
         book = CallBook(config)
         try:
@@ -139,16 +162,41 @@ def _book(function: str | None) -> Iterator[tuple[CallBook, list[FunctionSpec]]]
             book.close()
 
 
+def _not_deployed(function: str) -> Exception:
+    from pelton.errors import FunctionNotFound
+
+    return FunctionNotFound(f"function {function!r} is not deployed; see `pelton functions`")
+
+
 def _find(call: str, function: str | None) -> CallEntry:
+    call_id = _parsed(call)
+    with _book(function) as (book, specs):
+        return _known(book.find(specs, call_id), call)
+
+
+def _find_family(call: str, function: str | None) -> tuple[CallEntry, list[CallEntry]]:
+    """A call and all that have the same root, whichever functions they are of."""
+    call_id = _parsed(call)
+    with _book(None) as (book, specs):
+        own = [spec for spec in specs if function in (None, spec.name)]
+        if not own and function is not None:
+            raise _not_deployed(function)
+        entry = _known(book.find(own, call_id), call)
+        return entry, book.family(specs, entry)
+
+
+def _parsed(call: str) -> bytes:
     from pelton.core.call import parse_call_id
-    from pelton.errors import CallNotFound
 
     try:
-        call_id = parse_call_id(call)
+        return parse_call_id(call)
     except ValueError as error:
         raise typer.BadParameter(str(error)) from error
-    with _book(function) as (book, specs):
-        entry = book.find(specs, call_id)
+
+
+def _known(entry: CallEntry | None, call: str) -> CallEntry:
+    from pelton.errors import CallNotFound
+
     if entry is None:
         raise CallNotFound(f"nothing is known of call {call}: it never was, or its results have expired")
     return entry
@@ -161,6 +209,8 @@ def _id(entry: CallEntry) -> str:
 
 
 def _plain(entry: CallEntry) -> dict[str, Any]:
+    from pelton.core.call import call_id_text
+
     outcome = entry.outcome
     failure = outcome.failure if outcome is not None else None
     return {
@@ -171,6 +221,7 @@ def _plain(entry: CallEntry) -> dict[str, Any]:
         "submitted": _instant(entry.submitted_ms),
         "ended": _instant(entry.ended_ms),
         "worker": entry.worker,
+        "parent": call_id_text(entry.ancestry[-1]) if entry.ancestry else None,
         "waits_in": entry.place,
         "chunks": outcome.first if outcome is not None else len(entry.chunks),
         "error": f"{failure.type}: {failure.message}" if failure is not None else None,

@@ -486,7 +486,7 @@ class FunctionHost:
             self.reported.append((send_id, -1))
 
     def _send_result(self, action: SendResult) -> None:
-        send_id, result = action
+        send_id, result, ancestry = action
         call_id = result.call_id
         self._send(
             send_id,
@@ -494,7 +494,7 @@ class FunctionHost:
             encode_result(result),
             call_id,
             results_partition(call_id),
-            result_headers(call_id, result.token),
+            result_headers(call_id, result.token, ancestry),
         )
 
     def _send_dead_letter(self, action: SendDeadLetter) -> None:

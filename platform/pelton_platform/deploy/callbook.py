@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from pelton.core.call import CallId, Result, ResultKind, call_time_ms, reply_partition
@@ -44,6 +44,7 @@ class CallEntry:
         outcome: The record that ended it; None while it is open.
         ended_ms: When that was written, broker milliseconds; 0 while it is open.
         worker: The instance that ran or runs it, "" when that is not known.
+        ancestry: The calls above it, the root first; empty for a root call.
     """
 
     call_id: CallId
@@ -56,6 +57,7 @@ class CallEntry:
     outcome: Result | None = None
     ended_ms: int = 0
     worker: str = ""
+    ancestry: tuple[CallId, ...] = ()
 
 
 class CallBook:
@@ -115,6 +117,7 @@ class CallBook:
                 call_time_ms(routing.call_id),
                 routing.attempt,
                 f"{record.topic}/{record.partition}/{record.offset}",
+                ancestry=headers.decode_ancestry(record.headers),
             )
 
     def results(self, spec: FunctionSpec, since_ms: int, most: int) -> dict[CallId, CallEntry]:
@@ -143,8 +146,38 @@ class CallBook:
                 return found
         return None
 
+    def family(self, specs: Iterable[FunctionSpec], entry: CallEntry) -> list[CallEntry]:
+        """Return the calls that have the same root as this one, itself among them, oldest first."""
+        root = entry.ancestry[0] if entry.ancestry else entry.call_id
+        since_ms = max(0, call_time_ms(root) - ATTACH_MARGIN_MS)
+
+        def belongs(record: LogRecord) -> bool:
+            return root in (
+                headers.decode_result_id(record.headers),
+                *headers.decode_ancestry(record.headers),
+            )
+
+        found = {entry.call_id: entry}
+        for spec in specs:
+            places = [(self._topics.results(spec.name), number) for number in range(RESULTS_PARTITIONS)]
+            seen = self._fold(spec, places, since_ms, None, None, belongs)
+            waiting = [
+                each
+                for each in self.open_calls(spec, since_ms=since_ms)
+                if root in (each.call_id, *each.ancestry)
+            ]
+            for each in overview(waiting, seen):
+                found.setdefault(each.call_id, each)
+        return sorted(found.values(), key=lambda each: (each.submitted_ms, each.call_id))
+
     def _fold(
-        self, spec: FunctionSpec, places: list[Place], since_ms: int, only: CallId | None, most: int | None
+        self,
+        spec: FunctionSpec,
+        places: list[Place],
+        since_ms: int,
+        only: CallId | None,
+        most: int | None,
+        wanted: Callable[[LogRecord], bool] | None = None,
     ) -> dict[CallId, CallEntry]:
         ends = self._admin.ends(places)
         starts = self._ranges.ask(places, since_ms, _READ_S)
@@ -157,6 +190,8 @@ class CallBook:
             call_id = headers.decode_result_id(record.headers)
             if call_id is None or (only is not None and call_id != only):
                 continue
+            if wanted is not None and not wanted(record):
+                continue
             try:
                 result = codec.decode_result(record.value)
             except RecordError:
@@ -165,6 +200,7 @@ class CallBook:
             if entry is None:
                 entry = CallEntry(call_id, spec.name, RUNNING, call_time_ms(call_id))
                 entries[call_id], folds[call_id] = entry, _fold_from(result, whole=only is not None)
+            entry.ancestry = headers.decode_ancestry(record.headers) or entry.ancestry
             _take(entry, folds[call_id], result, record.appended_ms, keep=only is not None)
         return entries
 

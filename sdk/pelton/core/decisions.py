@@ -44,10 +44,17 @@ class CommitOutcome(Enum):
 
 
 class SendResult(NamedTuple):
-    """Append a record to the results topic (partition: from the call id)."""
+    """Append a record to the results topic (partition: from the call id).
+
+    Attributes:
+        send_id: names it in its report.
+        result: the record.
+        ancestry: of the call, where the record says where that stands; 16 bytes for each ancestor.
+    """
 
     send_id: int
     result: Result
+    ancestry: bytes = b""
 
 
 class SendDeadLetter(NamedTuple):

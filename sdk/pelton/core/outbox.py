@@ -49,7 +49,11 @@ class Outbox:
             worker,
         )
         run.wrote = True
-        self._append(run, Entry(result, run, len(items) if kind is ResultKind.CHUNK else 0))
+        entry = Entry(result, run, len(items) if kind is ResultKind.CHUNK else 0)
+        headers = run.items[0].record.headers
+        if headers is not None and headers.ancestry and kind is not ResultKind.CHUNK:
+            entry.ancestry = headers.ancestry
+        self._append(run, entry)
 
     def dead_letter(self, run: Run, reason: Failure) -> None:
         """Sends the dead letter of the run's call."""
@@ -129,6 +133,6 @@ class Outbox:
         self._entries[self._next_id] = entry
         action = entry.action
         if isinstance(action, Result):
-            self._actions.append(SendResult(self._next_id, action))
+            self._actions.append(SendResult(self._next_id, action, entry.ancestry))
         else:
             self._actions.append(action._replace(send_id=self._next_id))

@@ -71,9 +71,10 @@ class Entry:
         offset: where Kafka put it.
         chunks: how many chunks it carries.
         answer: called with (acknowledged, offset) instead of the run's flow.
+        ancestry: of its call, to be written beside a result.
     """
 
-    __slots__ = ("acked", "action", "answer", "chunks", "offset", "out", "run")
+    __slots__ = ("acked", "action", "ancestry", "answer", "chunks", "offset", "out", "run")
 
     def __init__(
         self,
@@ -89,6 +90,7 @@ class Entry:
         self.offset = -1
         self.chunks = chunks
         self.answer = answer
+        self.ancestry = b""
 
 
 class Run:

@@ -45,8 +45,8 @@ HEADERS: Final = (
     Header(
         "an",
         "n x 16 raw bytes, at most 64",
-        "input",
-        "when empty",
+        "input, results",
+        "when empty; on results also of chunks",
         "ancestry: call ids from the root to the parent",
     ),
     Header("tk", "u32 i64 u8 u32 i64", "results", "", "token: attempt, epoch, input topic, partition, run"),
@@ -162,8 +162,13 @@ def _check_ancestry(ancestry: bytes) -> None:
         )
 
 
-def encode_result(call_id: CallId, token: Token) -> list[tuple[str, bytes]]:
+def encode_result(call_id: CallId, token: Token, ancestry: bytes = b"") -> list[tuple[str, bytes]]:
     """The headers of a record of the results topic.
+
+    Args:
+        call_id: of the call.
+        token: of the execution that writes it.
+        ancestry: of the call, on records that say where it stands.
 
     Raises:
         RecordError: a value does not fit its type.
@@ -171,9 +176,18 @@ def encode_result(call_id: CallId, token: Token) -> list[tuple[str, bytes]]:
     if len(call_id) != 16:
         raise RecordError(f"a call id has 16 bytes, not {len(call_id)}")
     try:
-        return [("id", call_id), ("tk", _TOKEN.pack(*token))]
+        encoded = [("id", call_id), ("tk", _TOKEN.pack(*token))]
+        return [*encoded, ("an", ancestry)] if ancestry else encoded
     except struct.error as error:
         raise RecordError(f"{token} cannot be written: {error}") from error
+
+
+def decode_ancestry(headers: Headers | None) -> tuple[CallId, ...]:
+    """The ancestors of the call of an input or results record, the root first; () when it says none."""
+    for name, value in headers or ():
+        if name == "an" and value is not None and not len(value) % 16:
+            return tuple(value[at : at + 16] for at in range(0, len(value), 16))
+    return ()
 
 
 def decode_result_id(headers: Headers | None) -> CallId | None:
