@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import random
+from collections import Counter
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -40,6 +42,16 @@ def test_promises_hold_in_random_histories(block: int, mix: dict[str, Any]) -> N
         "dropped_completions",
     ):
         assert seen.get(name, 0) > 0, f"no history had {name}: the faults prove nothing"
+
+
+@pytest.mark.parametrize("mix", MIXES, ids=["crashes", "rebalances"])
+def test_promises_hold_when_calls_nest(mix: dict[str, Any]) -> None:
+    """One slot, two parked runs of a depth, a tiny window: every call and every nested call ends, once."""
+    seen: Counter[str] = Counter()
+    for seed in range(1000, 1080):
+        seen.update(history(seed, nested=True, **mix).counters)
+    for name in ("parked", "tail_copies", "crashes", "dropped_runs", "expiries"):
+        assert seen[name] > 0, f"no history had {name}: {seen}"
 
 
 # ---- seeded bugs: each rule broken alone is caught by the same histories ----
@@ -144,6 +156,34 @@ class IgnoresTokens(Fold):
         return super().feed(result)
 
 
+class ParksWithoutGivingBack(Engine):
+    """A run that waits for a call it made keeps its slot."""
+
+    def parked(self, now_ms: int, run_id: int) -> None:
+        self._now = now_ms
+
+
+class FinishesBeforeItsCopy(Engine):
+    """A record is done when its copy is sent to the tail, not when that is acknowledged."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        real = self._outbox.copy
+
+        def copy(target: Any, record: Any, headers: Any, answer: Callable[[bool, int], None]) -> None:
+            real(target, record, headers, lambda ok, at: None)
+            answer(True, record.offset)
+
+        self._tail._outbox = SimpleNamespace(copy=copy, moved=self._outbox.moved)  # type: ignore[assignment]
+
+
+class ReachesNothingBehind(Engine):
+    """Records in front of what parked runs wait for stay where they are."""
+
+    def _reach_behind(self) -> None:
+        """Does nothing."""
+
+
 BUGS: dict[str, tuple[dict[str, Any], str]] = {
     "commit before ack": ({"engine": CommitsBeforeAck}, "P"),
     "dead letter dropped": ({"engine": DropsDeadLetters}, "P7"),
@@ -154,6 +194,9 @@ BUGS: dict[str, tuple[dict[str, Any], str]] = {
     "rewritten early": ({"engine": RewritesEarly, "streams": True}, "P"),
     "lost on rebalance": ({"engine": DropsOnRebalance}, "P"),
     "retry lost": ({"engine": LosesRetries}, "P"),
+    "park without giving back": ({"engine": ParksWithoutGivingBack, "nested": True}, "P7"),
+    "finished before its copy": ({"engine": FinishesBeforeItsCopy, "nested": True}, "P"),
+    "nothing behind the window": ({"engine": ReachesNothingBehind, "nested": True}, "P7"),
     "token ignored": ({"fold": IgnoresTokens}, "P"),
 }
 

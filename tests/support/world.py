@@ -16,12 +16,15 @@ from pelton.core.decisions import (
     Credit,
     InputRecord,
     Interrupt,
+    Pause,
     ReadResults,
     Released,
+    Resume,
     SendDeadLetter,
     SendInput,
     SendResult,
     Start,
+    Unpark,
 )
 from pelton.core.engine import Engine
 from pelton.core.fold import Fold
@@ -39,11 +42,12 @@ class Broken(AssertionError):
 
 @dataclass(frozen=True)
 class Call:
-    """What the user's code does: `ok`, `stream`, `fail`, `kill-executor`, `kill-instance`."""
+    """What the user's code does: `ok`, `stream`, `fail`, `kill-executor`, `kill-instance`, `nest`."""
 
     number: int
     kind: str
     chunks: int = 0
+    ancestry: bytes = b""
 
     @property
     def id(self) -> bytes:
@@ -68,6 +72,9 @@ class Execution:
     call: Call
     executor: int
     step: int = 0
+    child: Call | None = None
+    asked: bool = False
+    granted: bool = False
 
 
 @dataclass(eq=False)
@@ -87,6 +94,7 @@ class Instance:
     serving: bool = False
     positions: dict[InputPartition, int] = field(default_factory=dict)
     revoking: set[InputPartition] = field(default_factory=set)
+    paused: set[InputPartition] = field(default_factory=set)
     executions: dict[int, Execution] = field(default_factory=dict)
     shared: int = 0
 
@@ -101,11 +109,12 @@ class World:
         shuffle: float = 0.03,
         slow: float = 0.0,
         streams: bool | None = None,
+        nested: bool = False,
         engine: type[Engine] = Engine,
         fold: type[Fold] = Fold,
     ) -> None:
         self.rng = rng
-        self.shuffle_chance, self.slow = shuffle, slow
+        self.shuffle_chance, self.slow, self.nested = shuffle, slow, nested
         self.engine_type, self.fold_type = engine, fold
         self.now_ms = 1_000
         self.streams = rng.random() < 0.5 if streams is None else streams
@@ -133,8 +142,9 @@ class World:
         kinds = ["ok", "stream" if self.streams else "ok", "fail", "kill-executor", "kill-instance"]
         self.calls: dict[int, Call] = {}
         for number in range(1, rng.randint(4, 10)):
-            kind = rng.choices(kinds, [4, 5, 2, 1, 1])[0]
-            self.calls[number] = Call(number, kind, rng.randint(1, 4) if self.streams else 0)
+            kind = "nest" if nested and rng.random() < 0.7 else rng.choices(kinds, [4, 5, 2, 1, 1])[0]
+            chunks = rng.randint(1, 4) if self.streams and kind != "nest" else 0
+            self.calls[number] = Call(number, kind, chunks)
         self.pending = list(self.calls.values())
         for _ in range(2):
             self.spawn()
@@ -145,10 +155,16 @@ class World:
         """A new instance starts."""
         self.born += 1
         settings = EngineSettings(
-            f"i{self.born}", streams=self.streams, max_attempts=MAX_ATTEMPTS, horizon=3, window=5, isolated=1
+            f"i{self.born}",
+            streams=self.streams,
+            max_attempts=MAX_ATTEMPTS,
+            horizon=3,
+            window=5,
+            isolated=1,
+            parked_per_depth=2,
         )
         instance = Instance(f"i{self.born}", self.engine_type(settings, self.rng.random))
-        instance.engine.capacity(self.now_ms, 3)
+        instance.engine.capacity(self.now_ms, 1 if self.nested else 3)
         instance.shared = self.born * 1000
         self.instances.append(instance)
 
@@ -214,6 +230,13 @@ class World:
         elif isinstance(action, Interrupt):
             if instance.executions.pop(action.run_id, None) is not None:
                 instance.inbox.append(lambda: instance.engine.finished(self.now_ms, action.run_id, b"", None))
+        elif isinstance(action, Pause):
+            instance.paused.add(action.partition)
+        elif isinstance(action, Resume):
+            instance.paused.discard(action.partition)
+        elif isinstance(action, Unpark):
+            if action.run_id in instance.executions:
+                instance.executions[action.run_id].granted = True
         elif isinstance(action, Credit):
             self.counters["credits"] += action.chunks
 
@@ -387,6 +410,7 @@ class World:
                 end = len(self.logs[partition])
                 start = instance.engine.assigned(self.now_ms, partition, self.committed[partition], 0, end)
                 instance.positions[partition] = start
+                instance.paused.discard(partition)
             self.carry_out(instance)
 
     # ---- time ----
@@ -431,7 +455,7 @@ class World:
         """The next record of a partition comes in."""
         at = instance.positions[partition]
         log = self.logs[partition]
-        if at < len(log) and partition not in instance.revoking:
+        if at < len(log) and partition not in instance.revoking and partition not in instance.paused:
             instance.positions[partition] = at + 1
             headers, body = log[at]
             record = InputRecord(at, headers, body, headers.call_id)
@@ -444,6 +468,8 @@ class World:
             self.crash(instance)
         elif call.kind == "kill-executor":
             self.kill_executor(instance, execution.executor)
+        elif call.kind == "nest" and not self._nest(instance, execution):
+            return
         elif execution.step < call.chunks:
             chunk = f"{execution.id}:{execution.step}".encode()
             execution.step += 1
@@ -453,6 +479,22 @@ class World:
             failure = Failure("ValueError", "no") if call.kind == "fail" else None
             value = None if failure else str(execution.id).encode()
             instance.engine.finished(self.now_ms, execution.run_id, value, failure)
+
+    def _nest(self, instance: Instance, execution: Execution) -> bool:
+        """Calls the same function, waits, comes back; True once the code may go on."""
+        if execution.child is None:
+            number = len(self.calls) + 1
+            ancestry = execution.call.ancestry + execution.call.id
+            kind = "nest" if len(ancestry) < 32 and self.rng.random() < 0.3 else "ok"
+            execution.child = self.calls[number] = Call(number, kind, 0, ancestry)
+            log = self.logs[PARTITIONS[self.rng.randrange(3)]]
+            log.append((InputHeaders(execution.child.id, "f", ancestry=ancestry), b"body"))
+            instance.engine.parked(self.now_ms, execution.run_id)
+            self.counters["parked"] += 1
+        elif not execution.asked and self.fold(execution.child.id).outcome is not None:
+            execution.asked = True
+            instance.engine.unparked(self.now_ms, execution.run_id)
+        return execution.granted
 
     def fault(self) -> None:
         """Perhaps something breaks."""
@@ -560,7 +602,7 @@ class World:
                 raise Broken(f"P3 {call} ended well with {parts}")
             if parts and {who for who, _ in parts} != {outcome.items[0].decode()}:
                 raise Broken(f"P3 {call} has chunks of another execution than its outcome {outcome}")
-            if call.kind != "ok" and call.kind != "stream":
+            if call.kind not in ("ok", "stream", "nest"):
                 raise Broken(f"P2 {call} ended well")
         else:
             if call.id not in self.dead:

@@ -356,3 +356,19 @@ def test_failures_of_parked_runs_are_as_of_any_other() -> None:
     desk.take()
     assert desk.engine.running == 0
     desk.acknowledge_commits()
+
+
+def test_a_second_record_of_a_parked_call_is_bound_and_never_copied() -> None:
+    """`moved` would carry a higher token than the run has, and its outcome would count for nobody."""
+    desk = desk_with(1, parked_per_depth=1, window=4)
+    desk.records(record(0), *(record(offset) for offset in range(1, 4)), record(4, 0), record(5), record(6))
+    (parent,) = desk.starts()
+    park(desk, parent)
+    desk.after(1)
+    told = [each.result.call_id for each in moved(desk)]
+    assert call_id(0) not in told
+    unpark(desk, parent.run_id)
+    end(desk, parent)
+    desk.after(1000)
+    offset, meta = desk.committed(desk.acknowledge_commits())
+    assert (offset, meta.finished) == (1, ((4, 1),))

@@ -372,8 +372,6 @@ class Attempts:
             return
         run.apart = run.isolated
         self._free(run)
-        headers = run.items[0].record.headers
-        run.depth = 0 if headers is None else len(headers.ancestry) >> 4
         self._parking.enter(run)
 
     def unparked(self, now_ms: int, run_id: int) -> None:
@@ -408,4 +406,7 @@ class Attempts:
         self._runs[run.id] = run
         self._by_key[key] = run
         run.attempt = self._used(item) + 1
+        headers = item.record.headers
+        if headers is not None and headers.ancestry:
+            run.ancestry = headers.ancestry
         return run

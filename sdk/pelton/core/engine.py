@@ -330,7 +330,20 @@ class Engine(Attempts):
                     own.queue.remove(item)
                     own.queued_bytes -= len(item.record.value or b"")
                 items += queued
-            self._tail.send(self._now, own, items)
+            self._tail.send(self._now, own, [item for item in items if not self._bound(item)])
+
+    def _same_call(self, item: Item) -> Run | None:
+        """A run of the call and attempt of a record, which is bound to it instead of waiting."""
+        headers = item.record.headers
+        return None if headers is None else self._by_key.get((headers.call_id, headers.attempt))
+
+    def _bound(self, item: Item) -> bool:
+        """Binds a record to the run of its call: `moved` would outdo what that one writes."""
+        other = self._same_call(item)
+        if other is None:
+            return False
+        self._bind(item, other, other.key)
+        return True
 
     def _copied(self, item: Item) -> None:
         """The copy of a root is acknowledged: the original is done."""
@@ -367,7 +380,7 @@ class Engine(Attempts):
             own.queued_bytes -= len(record.value or b"")
             taken += 1
             if item.run is None and offset in items:
-                if full and depth_of(item) in full:
+                if full and depth_of(item) in full and self._same_call(item) is None:
                     self._parking.hold(item)
                     continue
                 if own.tail_from >= 0 or own.tail_pause_ms:

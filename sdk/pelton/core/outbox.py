@@ -50,9 +50,8 @@ class Outbox:
         )
         run.wrote = True
         entry = Entry(result, run, len(items) if kind is ResultKind.CHUNK else 0)
-        headers = run.items[0].record.headers
-        if headers is not None and headers.ancestry and kind is not ResultKind.CHUNK:
-            entry.ancestry = headers.ancestry
+        if run.ancestry and kind is not ResultKind.CHUNK:
+            entry.ancestry = run.ancestry
         self._append(run, entry)
 
     def dead_letter(self, run: Run, reason: Failure) -> None:

@@ -45,7 +45,7 @@ class Parking:
     def enter(self, run: Run) -> None:
         """A run waits for calls it made; its place was freed."""
         run.parked = True
-        depth = run.depth
+        depth = len(run.ancestry) >> 4
         self.count += 1
         self._at[depth] += 1
         if self._at[depth] >= self._limit:
@@ -54,7 +54,7 @@ class Parking:
     def leave(self, run: Run) -> None:
         """A run is parked no longer: it goes on, or it is over."""
         run.parked = False
-        depth = run.depth
+        depth = len(run.ancestry) >> 4
         self.count -= 1
         self._at[depth] -= 1
         if self._at[depth] < self._limit:
@@ -141,11 +141,11 @@ class Parking:
 
 
 def depth_of(item: Item) -> int:
-    """How many ancestors the call of a record has."""
+    """How many ancestors the call of a record has; -1 if the record cannot be read and never runs."""
     headers = item.record.headers
-    return 0 if headers is None else len(headers.ancestry) >> 4
+    return -1 if headers is None or item.record.poison else len(headers.ancestry) >> 4
 
 
 def roots(items: Iterable[Item]) -> list[Item]:
     """Those without a parent that nothing has begun."""
-    return [item for item in items if item.run is None and not depth_of(item)]
+    return [item for item in items if item.run is None and depth_of(item) == 0]

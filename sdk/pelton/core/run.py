@@ -114,18 +114,18 @@ class Run:
         began_ms: when it reached its executor.
         delivery: delivery count told to user code.
         attempt: attempt told to user code.
-        depth: how many ancestors its call has.
+        ancestry: of its call, 16 bytes for each ancestor.
         parked: it gave back its place while it waits for calls it made.
         apart: whether that place was in an executor of its own.
     """
 
     __slots__ = (
         "alive",
+        "ancestry",
         "apart",
         "attempt",
         "began_ms",
         "delivery",
-        "depth",
         "expired",
         "id",
         "isolated",
@@ -164,6 +164,6 @@ class Run:
         self.delivery = 1
         self.attempt = 1
         self.submitted_ms = 0
-        self.depth = 0
+        self.ancestry = b""
         self.parked = False
         self.apart = False
