@@ -17,7 +17,8 @@ from pelton.core.call import Failure, InputPartition, Result, Token
 from pelton.core.engine import Engine
 from pelton.core.fold import Fold
 from pelton.core.run import Item, Run, RunState
-from support.world import Broken, World, history
+from support.world import World, history
+from support.world_parts import Broken
 
 MIXES: list[dict[str, Any]] = [{}, {"shuffle": 0.15, "slow": 0.8}]
 

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator
 
 from pelton.core.attempts import EngineSettings
-from pelton.core.call import Failure, InputHeaders, InputPartition, InputTopic, Result
+from pelton.core.call import Failure, InputHeaders, InputPartition, Result
 from pelton.core.decisions import (
     Action,
     Commit,
@@ -29,74 +28,18 @@ from pelton.core.decisions import (
 from pelton.core.engine import Engine
 from pelton.core.fold import Fold
 from pelton.core.offsets import decode_metadata, initial_metadata
-
-MESSAGE_MS, SESSION_MS, MAX_ATTEMPTS = 4000, 6000, 3
-PARTITIONS = [InputPartition(InputTopic.INVOCATIONS, n) for n in range(3)] + [
-    InputPartition(InputTopic.RETRIES, 0)
-]
-
-
-class Broken(AssertionError):
-    """A promise did not hold; the text begins with its number."""
-
-
-@dataclass(frozen=True)
-class Call:
-    """What the user's code does: `ok`, `stream`, `fail`, `kill-executor`, `kill-instance`, `nest`."""
-
-    number: int
-    kind: str
-    chunks: int = 0
-    ancestry: bytes = b""
-
-    @property
-    def id(self) -> bytes:
-        """The call id."""
-        return self.number.to_bytes(16, "big")
-
-
-@dataclass(eq=False)
-class Sent:
-    """A record in a producer's queue."""
-
-    action: SendResult | SendDeadLetter | SendInput
-    at_ms: int
-
-
-@dataclass(eq=False)
-class Execution:
-    """User code running in an executor."""
-
-    id: int
-    run_id: int
-    call: Call
-    executor: int
-    step: int = 0
-    child: Call | None = None
-    asked: bool = False
-    granted: bool = False
-
-
-@dataclass(eq=False)
-class Instance:
-    """One worker process: the engine, its producer's queue, its executors."""
-
-    name: str
-    engine: Engine
-    member: int = 0
-    generation: int = -1
-    heartbeat_ms: int = 0
-    frozen_until: int = -1
-    stalled_until: int = -1
-    queue: list[Sent] = field(default_factory=list)
-    inbox: list[Callable[[], None]] = field(default_factory=list)
-    commits: list[tuple[int, int, Commit]] = field(default_factory=list)
-    serving: bool = False
-    positions: dict[InputPartition, int] = field(default_factory=dict)
-    revoking: set[InputPartition] = field(default_factory=set)
-    paused: set[InputPartition] = field(default_factory=set)
-    executions: dict[int, Execution] = field(default_factory=dict)
-    shared: int = 0
+from support.world_parts import (
+    MAX_ATTEMPTS,
+    MESSAGE_MS,
+    PARTITIONS,
+    SESSION_MS,
+    Broken,
+    Call,
+    Execution,
+    Instance,
+    Sent,
+    judge_call,
+)
 
 
 class World:
@@ -581,36 +524,7 @@ class World:
             for result in self.results:
                 if result.call_id == call.id:
                     chunks.extend(fold.feed(result))
-            self._judge_call(call, fold, chunks)
-
-    def _judge_call(self, call: Call, fold: Fold, chunks: list[bytes]) -> None:
-        outcome = fold.outcome
-        if outcome is None:
-            raise Broken(f"P2 {call} has no outcome")
-        parts = [chunk.decode().split(":") for chunk in chunks]
-        if [int(step) for _, step in parts] != list(range(len(parts))):
-            raise Broken(f"P3 {call} chunks {parts}")
-        if len({who for who, _ in parts}) > 1:
-            raise Broken(f"P3 {call} mixes executions {parts}")
-        if not self.executions[call.number]:
-            if outcome.failure is None or outcome.failure.code != "UNAVAILABLE":
-                raise Broken(f"P2 {call} ended {outcome} and never ran")
-            # Deliveries are counted, not executions: each of them was lost before it began.
-            self.counters["never_ran"] += 1
-        if outcome.failure is None:
-            if len(parts) != call.chunks:
-                raise Broken(f"P3 {call} ended well with {parts}")
-            if parts and {who for who, _ in parts} != {outcome.items[0].decode()}:
-                raise Broken(f"P3 {call} has chunks of another execution than its outcome {outcome}")
-            if call.kind not in ("ok", "stream", "nest"):
-                raise Broken(f"P2 {call} ended well")
-        else:
-            if call.id not in self.dead:
-                raise Broken(f"P7 {call} was given up without a dead letter")
-            if call.kind.startswith("kill") and outcome.failure.code != "UNAVAILABLE":
-                raise Broken(f"P7 {call} ended {outcome.failure}")
-        if call.kind.startswith("kill") and self.deaths[call.number] > 2 * MAX_ATTEMPTS * (MAX_ATTEMPTS + 1):
-            raise Broken(f"P7 {call} killed {self.deaths[call.number]} times")
+            judge_call(self, call, fold, chunks)
 
 
 def history(seed: int, *, rounds: int = 260, **options: object) -> World:
