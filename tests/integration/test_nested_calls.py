@@ -123,37 +123,23 @@ def connects():
     import pelton
     pelton.connect("127.0.0.1:1")
 
-beats, ticks = [], []
+# Seconds in which this thread could have run and the machine gave it no processor.
+def waited_for_cpu():
+    return int(open(f"/proc/self/task/{threading.get_native_id()}/schedstat").read().split()[1]) / 1e9
 
 async def beating(seconds):
-    stop = threading.Event()
-    def tick():
-        last = time.monotonic()
-        while not stop.is_set():
-            time.sleep(0.005)
-            ticks.append((last, time.monotonic() - last))
-            last = time.monotonic()
-    thread = threading.Thread(target=tick)
-    thread.start()
+    beats = []
     async def beat():
-        last = time.monotonic()
         while True:
+            began, starved = time.monotonic(), waited_for_cpu()
             await asyncio.sleep(0.005)
-            beats.append((last, time.monotonic() - last))
-            last = time.monotonic()
+            beats.append(time.monotonic() - began - (waited_for_cpu() - starved))
     heart = asyncio.create_task(beat())
     async def one():
         return [function_ref("slow")(seconds) for _ in range(3)]
     done = await asyncio.gather(*(one() for _ in range(8)))
     heart.cancel()
-    stop.set()
-    thread.join()
-    # What stopped the whole process, as a busy machine does, stopped the thread as well.
-    missed = [
-        gap for at, gap in beats
-        if gap > 0.05 and not any(at - 0.05 < other < at + gap and late > 0.02 for other, late in ticks)
-    ]
-    return [len(beats), missed, sum(len(each) for each in done)]
+    return [len(beats), [gap for gap in beats if gap > 0.05], sum(len(each) for each in done)]
 
 async def adown(n):
     return 0 if n == 0 else 1 + await function_ref("adown").async_call(n - 1)
@@ -268,7 +254,10 @@ def test_nested_blocking_calls_in_async_functions_answer(platform: Platform) -> 
 
 
 def test_nested_blocking_calls_stop_no_other_task(platform: Platform) -> None:
-    """While eight tasks wait in blocking calls, a heartbeat on the same loop never misses 50 ms."""
+    """While eight tasks wait in blocking calls, a heartbeat on the same loop never misses 50 ms.
+
+    Time in which the machine had no processor for the loop's thread is not the bridge's, and does not count.
+    """
     call = platform.call("beating", 0.06)
     beats, missed, done = platform.wait("beating", call, 60).value
     assert (missed, done) == ([], 24)

@@ -12,7 +12,8 @@ from typing import Final
 import pytest
 
 from pelton_platform import process
-from pelton_platform.embedded import EmbeddedKafka, EmbeddedKafkaError, Installation, resolve
+from pelton_platform.embedded import EmbeddedKafka, EmbeddedKafkaError, Installation, resolve, training
+from pelton_platform.embedded.cache import file_lock
 from support.freezing import freeze
 
 QUICK_JAVA: Final = ("-XX:TieredStopAtLevel=1",)
@@ -68,14 +69,27 @@ class Broker:
         self.kafka.start(timeout)
 
 
-@contextmanager
-def running_broker(folder: Path, config: Mapping[str, str] | None = None) -> Iterator[Broker]:
-    """Run a broker with its data in `folder`; without Apache Kafka skip on a laptop and fail in CI."""
+def installed() -> Installation:
+    """Apache Kafka with its class-data archive; without it skip on a laptop and fail in CI.
+
+    Brokers build the archive in the background, at the lowest priority, and give it up when they end. Those
+    of tests end soon and leave nothing of the machine idle, so each would begin anew: it is built first.
+    """
     try:
         installation = resolve()
+        if not installation.archive.exists():
+            with file_lock(installation.folder / "tests.lock", lambda: None):
+                training.build(installation)
     except EmbeddedKafkaError as error:
         if os.environ.get("CI"):
             raise
         pytest.skip(f"no embedded Apache Kafka here: {error}")
+    return installation
+
+
+@contextmanager
+def running_broker(folder: Path, config: Mapping[str, str] | None = None) -> Iterator[Broker]:
+    """Run a broker with its data in `folder`; without Apache Kafka skip on a laptop and fail in CI."""
+    installation = installed()
     with EmbeddedKafka(folder, config=config, installation=installation, java_flags=QUICK_JAVA) as kafka:
         yield Broker(kafka, installation)

@@ -14,13 +14,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
-import pytest
-
 from pelton_platform import process
 from pelton_platform.deploy.home import HOME_VARIABLE, Home
-from pelton_platform.embedded import EmbeddedKafkaError, resolve
 from pelton_platform.supervisor.state import PlatformState, read_state
-from support.embedded_broker import QUICK_JAVA
+from support.embedded_broker import QUICK_JAVA, installed
 
 T = TypeVar("T")
 
@@ -161,12 +158,7 @@ def local_platform(
     folder: Path, settings: Mapping[str, str] | None = None, *, up: bool = True
 ) -> Iterator[LocalPlatform]:
     """A platform; without Apache Kafka skip on a laptop and fail in CI."""
-    try:
-        resolve()
-    except EmbeddedKafkaError as error:
-        if os.environ.get("CI"):
-            raise
-        pytest.skip(f"no embedded Apache Kafka here: {error}")
+    installed()
     platform = LocalPlatform(folder, settings)
     try:
         if up:
