@@ -163,6 +163,14 @@ def test_the_last_words_before_a_crash_arrive(tmp_path: Path) -> None:
         assert "Fatal Python error: Segmentation fault" in rig.lines("stderr")
 
 
+RAW_FLOOD = """
+import os
+def run(n):
+    block = b"".join(b"%d\\n" % i for i in range(1000))
+    for _ in range(n): os.write(1, block)
+"""
+
+
 def accounted(rig: Rig) -> tuple[int, int]:
     """Lines that arrived, and lines that others say were dropped."""
     logs = list(rig.logs)
@@ -184,13 +192,7 @@ def test_a_flood_of_lines_is_bounded_and_counted(tmp_path: Path) -> None:
 
 def test_a_raw_flood_is_bounded_and_counted(tmp_path: Path) -> None:
     """C code may write as fast as it wants: the pool reads all and keeps so much a second."""
-    source = """
-    import os
-    def run(n):
-        block = b"".join(b"%d\\n" % i for i in range(1000))
-        for _ in range(n): os.write(1, block)
-    """
-    with executor_of(tmp_path, source) as rig:
+    with executor_of(tmp_path, RAW_FLOOD) as rig:
         rig.call(100)
         rig.pool.stop(rig.executor, 10.0)
         end = rig.wait_exit()
@@ -202,13 +204,7 @@ def test_a_raw_flood_is_bounded_and_counted(tmp_path: Path) -> None:
 
 def test_a_raw_flood_is_told_while_its_executor_lives(tmp_path: Path) -> None:
     """What was dropped is said soon after the flood, also when nothing is written any more."""
-    source = """
-    import os
-    def run(n):
-        block = b"".join(b"%d\\n" % i for i in range(1000))
-        for _ in range(n): os.write(1, block)
-    """
-    with executor_of(tmp_path, source) as rig:
+    with executor_of(tmp_path, RAW_FLOOD) as rig:
         rig.call(100)
         rig.wait(lambda: accounted(rig)[1] > 0 and sum(accounted(rig)) == 100_000)
         assert rig.exits == []

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from pelton.protocol.frames import ToExecutor
 from support.executor_rig import Rig, executor_of
 
 KINDS = ["generator", "async-generator"]
@@ -117,7 +118,7 @@ def test_a_run_interrupted_before_it_begins_never_begins(tmp_path: Path) -> None
         first = rig.begin("first", "last")
         rig.wait(lambda: rig.values(first) == ["first"])
         second = rig.begin("second")
-        rig.pool.interrupt(rig.executor, second, 60.0)
+        rig.pool.send(rig.executor, [[int(ToExecutor.INTERRUPT), second]])
         # Frames are read in order: what lets the first run end comes after the interrupt.
         rig.acknowledge(first, 2)
         assert rig.end_of(first).failure is None

@@ -77,8 +77,9 @@ class Place:
             if self._parked or self._over:
                 return
             self._parked = True
+            # Said under the lock, so that the coordinator hears it in the order in which it happened.
+            self._say([_PARK, self._run_id])
         self._lender.lend()
-        self._say([_PARK, self._run_id])
 
     def come_back(self, wake: Callable[[], None]) -> bool:
         """Somebody has what it waited for; False when it must not go on before `wake` is called."""
@@ -87,10 +88,9 @@ class Place:
             if self._over or (self._waiting and not self._returning):
                 return True
             self._wakes.append(wake)
-            if self._returning:
-                return False
-            self._returning = True
-        self._say([_UNPARK, self._run_id])
+            if not self._returning:
+                self._returning = True
+                self._say([_UNPARK, self._run_id])
         return False
 
     def end(self) -> None:
@@ -111,12 +111,11 @@ class Place:
                 return
             self._returning = False
             wakes, self._wakes = self._wakes, []
-            again = self._waiting > 0
-            self._parked = again
-        if again:
-            # Another thread or task of the run waits already: its call may need the slot.
-            self._say([_PARK, self._run_id])
-        else:
+            self._parked = again = self._waiting > 0
+            if again:
+                # Another thread or task of the run waits already: its call may need the slot.
+                self._say([_PARK, self._run_id])
+        if not again:
             self._lender.reclaim()
         for wake in wakes:
             wake()
