@@ -1,1 +1,1 @@
-"""Consumer programs that run as they stand, on the SDK alone; this release has none of its own yet."""
+"""Consumer programs that run as they stand, on the SDK alone; `pelton new consumer` copies them."""

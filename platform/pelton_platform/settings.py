@@ -15,6 +15,7 @@ from msgspec import Meta, Struct, field
 
 from pelton.errors import PeltonError
 from pelton.protocol.topics import check_name
+from pelton.transport.config import store_folder
 
 SETTINGS_FILE = "pelton.toml"
 PREFIX = "PELTON_"
@@ -22,7 +23,7 @@ KAFKA_PREFIX = "PELTON_KAFKA_"
 
 _UNITS_S = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 _DURATION = re.compile(r"\s*(\d+(?:\.\d+)?)\s*(ms|s|m|h|d)?\s*")
-_TABLES = ("security", "env")
+_TABLES = ("security", "env", "store_options")
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
 
@@ -71,6 +72,17 @@ class PeltonSettings(Struct, frozen=True, kw_only=True):
     security: Annotated[
         dict[str, str],
         Meta(description="Client settings by librdkafka's names: table `[security]`, or `PELTON_KAFKA_*`."),
+    ] = field(default_factory=dict)
+    store: Annotated[
+        str,
+        Meta(
+            description="Object store of payloads above 512 KiB: `file:///folder` or `s3://bucket/prefix`. "
+            "Unset: a folder in the home folder."
+        ),
+    ] = ""
+    store_options: Annotated[
+        dict[str, str],
+        Meta(description="Settings of the object store by obstore's names, `endpoint`: `[store_options]`."),
     ] = field(default_factory=dict)
     env: Annotated[
         dict[str, str],
@@ -211,6 +223,8 @@ def _read(name: str, value: object) -> object:
             raise ValueError("it is at least 0")
         case Path():
             return read.expanduser().absolute()
+    if name == "store" and read:
+        store_folder(read)
     if name == "namespace":
         check_name("namespace", read)
     for variable in read if name == "env" else ():

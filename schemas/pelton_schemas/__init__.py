@@ -13,6 +13,7 @@ SUBJECTS: Final = (
     "container_spec",
     "instance_status",
     "log_record",
+    "cancellation",
 )
 """Every kind of record value there is a contract for."""
 

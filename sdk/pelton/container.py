@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Final
 
-from pelton.errors import DefinitionError, DeployError
+from pelton.errors import DefinitionError
 from pelton.image import Image
 from pelton.loading import active, caller_frame
 from pelton.policies import (
@@ -19,20 +18,10 @@ from pelton.policies import (
     checked_words,
     refuse_unsupported,
 )
+from pelton.script import run as deploy_at_once
 from pelton.secret import Secret, checked_secrets
 
-Deployer = Callable[["Container"], object]
-"""Deploys a container at once; what it returns is not used."""
-
-_deployer: Deployer | None = None
 _DEFAULT_IMAGE: Final = Image()
-
-
-def set_deployer(deployer: Deployer | None) -> Deployer | None:
-    """Installs what `Container.run()` calls outside of `pelton deploy`; returns what was installed before."""
-    global _deployer
-    previous, _deployer = _deployer, deployer
-    return previous
 
 
 class Container:
@@ -122,13 +111,15 @@ class Container:
             load.defined.append(self)
 
     def run(self) -> None:
-        """Says that this container is to be deployed.
+        """Deploys this container.
 
-        Under `pelton deploy FILE` it is deployed with everything else the file defines. At the top of a
-        module that is only imported it does nothing: importing never deploys.
+        Under `pelton deploy FILE` it is deployed with everything else the file defines; in a script, a
+        notebook or the REPL at once, with everything that was defined there so far. At the top of a module
+        that is only imported it does nothing: importing never deploys.
 
         Raises:
-            DeployError: called in a plain script, which deploys nothing.
+            DeployError: it was refused, or this process deploys nothing: a test, a child of another process.
+            PlatformNotRunning: there is no platform.
         """
         frame = caller_frame(0)
         module = "" if frame is None else str(frame.f_globals.get("__name__", ""))
@@ -139,14 +130,7 @@ class Container:
             return
         if module != "__main__" and frame is not None and frame.f_code.co_name == "<module>":
             return
-        if _deployer is not None:
-            _deployer(self)
-            return
-        script = getattr(sys.modules.get("__main__"), "__file__", None) or "FILE"
-        raise DeployError(
-            f"container {self.name!r} was not deployed: a script does not deploy by itself; "
-            f"run `pelton deploy {script}`"
-        )
+        deploy_at_once(self)
 
     def __repr__(self) -> str:
         return f"Container(name={self.name!r})"

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import functools
 import inspect
+import sys
 import typing
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from types import FunctionType
-from typing import Any, Generic, ParamSpec, TypeVar, overload
+from typing import Any, Generic, ParamSpec, Self, SupportsIndex, TypeVar, overload
 
 from pelton.client.binding import binder, parameters_of
 from pelton.client.streams import Stream
@@ -26,6 +27,8 @@ from pelton.policies import (
     refuse_unsupported,
 )
 from pelton.references import Callee
+from pelton.runtime.pickled import MAIN
+from pelton.script import notice
 from pelton.secret import Secret
 
 P = ParamSpec("P")
@@ -48,6 +51,7 @@ class SpecParts:
         description: first paragraph of the docstring, or as given.
         tags: free words.
         on_stream_failure: "fail".
+        ordering: "none" or "key".
     """
 
     name: str
@@ -59,6 +63,7 @@ class SpecParts:
     description: str
     tags: tuple[str, ...]
     on_stream_failure: str = "fail"
+    ordering: str = "none"
 
 
 class Function(Callee[P, C, R], Generic[P, C, R, L]):
@@ -75,6 +80,7 @@ class Function(Callee[P, C, R], Generic[P, C, R, L]):
         timeout_ms: limit for one attempt, 0 for none.
         description: first paragraph of the docstring, or as given.
         tags: free words.
+        ordering: "none" or "key".
     """
 
     def __init__(
@@ -86,6 +92,7 @@ class Function(Callee[P, C, R], Generic[P, C, R, L]):
         timeout_ms: int,
         description: str,
         tags: tuple[str, ...],
+        ordering: str = "none",
     ) -> None:
         super().__init__(name, None)
         functools.update_wrapper(self, fn)
@@ -97,7 +104,21 @@ class Function(Callee[P, C, R], Generic[P, C, R, L]):
         self.timeout_ms = timeout_ms
         self.description = description
         self.tags = tags
-        self._bind = binder(self.qualname, parameters_of(fn))
+        self.ordering = ordering
+        self._parameters = parameters_of(fn)
+        self._bind = binder(self.qualname, self._parameters)
+
+    def __reduce_ex__(self, protocol: SupportsIndex) -> str | tuple[Any, ...]:
+        """By name where its module leads back to it, else by what it is; see `pelton.runtime.pickled`."""
+        module, qualname = sys.modules.get(self.module), self.qualname
+        if self.module != MAIN and getattr(module, qualname, None) is self:
+            return qualname
+        reduced: Any = super().__reduce_ex__(protocol)
+        return tuple(reduced)
+
+    def __setstate__(self, state: Mapping[str, Any]) -> None:
+        super().__setstate__(state)
+        self._bind = binder(self.qualname, self._parameters)
 
     @property
     def spec_parts(self) -> SpecParts:
@@ -105,13 +126,23 @@ class Function(Callee[P, C, R], Generic[P, C, R, L]):
         return SpecParts(
             name=self.name,
             kind=self.kind,
-            parameters=parameters_of(self.fn),
+            parameters=self._parameters,
             module=self.module,
             qualname=self.qualname,
             timeout_ms=self.timeout_ms,
             description=self.description,
             tags=self.tags,
+            ordering=self.ordering,
         )
+
+    def options(self, *, key: str | int | None = None, **others: object) -> Self:
+        """As for any callee; a key is refused at once where the function has no key order."""
+        if key is not None and self.ordering != "key":
+            raise UnsupportedOption(
+                f"function {self.name!r} has no key order, so key= would mean nothing; give it "
+                'ordering="key", and deploy it'
+            )
+        return super().options(key=key, **others)
 
     def local(self, *args: P.args, **kwargs: P.kwargs) -> L:
         """Runs the bare function here; nothing is sent. An `async def` returns its coroutine, as bare."""
@@ -205,7 +236,8 @@ def function(
             `Container`.
         timeout: limit for one attempt, a `timedelta` or seconds; None for none.
         on_stream_failure: "fail": a stream that broke off in the middle fails.
-        ordering: "none": calls start in any order.
+        ordering: "none": calls start in any order. "key": calls with one key, `f.options(key=...)`, start in
+            the order in which they were sent, each after the end of the one before it.
         description: what it does; None for the first paragraph of its docstring.
         tags: free words.
         cpu, memory, gpu, concurrency, rate_limit, retries, retry_policy, schedule, trigger: not in this
@@ -234,7 +266,7 @@ def function(
         },
     )
     _check_word(label, "on_stream_failure", on_stream_failure, "fail")
-    _check_word(label, "ordering", ordering, "none")
+    _check_word(label, "ordering", ordering, "none", "key")
     resources: dict[str, Any] = {
         "image": image,
         "env": env,
@@ -260,8 +292,10 @@ def function(
             timeout_ms=timeout_ms,
             description=_first_paragraph(fn) if text is None else text,
             tags=words,
+            ordering=ordering or "none",
         )
         register(made)
+        notice(made)
         return made
 
     return decorate if fn is None else decorate(fn)
@@ -333,9 +367,10 @@ def check_function(fn: object) -> None:
         )
 
 
-def _check_word(label: str, keyword: str, value: object, only: str) -> None:
-    if value is not None and value != only:
-        raise UnsupportedOption(f"{label}: this version of Pelton has {keyword}={only!r} only, not {value!r}")
+def _check_word(label: str, keyword: str, value: object, *known: str) -> None:
+    if value is not None and value not in known:
+        words = " and ".join(f"{keyword}={word!r}" for word in known)
+        raise UnsupportedOption(f"{label}: this version of Pelton has {words} only, not {value!r}")
 
 
 def _check_container(label: str, container: object, resources: Mapping[str, object]) -> None:

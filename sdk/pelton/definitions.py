@@ -14,6 +14,7 @@ from pelton.container import Container
 from pelton.core.spec import DEFAULT_PARTITIONS, ContainerSpec, FunctionSpec
 from pelton.decorators import Function
 from pelton.errors import DefinitionError
+from pelton.runtime.pickled import MAIN
 
 S = TypeVar("S", FunctionSpec, ContainerSpec)
 
@@ -34,6 +35,7 @@ def function_spec(
     module: str | None = None,
     partitions: int | None = None,
     deployed_ms: int = 0,
+    code: str = "",
 ) -> FunctionSpec:
     """The spec of a function.
 
@@ -44,6 +46,7 @@ def function_spec(
         module: module to load, relative to the root of the bundle; None for the one it is defined in.
         partitions: of the invocations topic; None for the default. A topic that exists keeps what it has.
         deployed_ms: broker time of the deploy.
+        code: SHA-256 hex of its code; "" for a function of a module.
 
     Raises:
         DefinitionError: an executor could not find the function by module and name.
@@ -63,9 +66,11 @@ def function_spec(
             partitions=default_partitions(function.container) if partitions is None else partitions,
             timeout_ms=parts.timeout_ms,
             on_stream_failure=parts.on_stream_failure,
+            ordering=parts.ordering,
             description=parts.description,
             tags=parts.tags,
             deployed_ms=deployed_ms,
+            code=code,
         )
     )
 
@@ -118,9 +123,13 @@ def container_spec(
 def check_reachable(function: Function[..., Any, Any, Any]) -> None:
     """Makes sure that module and name lead back to the function, as they must in an executor.
 
+    Functions of `__main__` travel as code and need neither.
+
     Raises:
         DefinitionError: they do not.
     """
+    if function.module == MAIN:
+        return
     label = f"function {function.name!r} ({function.module}.{function.qualname})"
     if "<locals>" in function.qualname:
         raise DefinitionError(f"{label} is defined inside another function; move it to the top of the module")

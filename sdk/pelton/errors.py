@@ -6,14 +6,15 @@ PeltonError
 ├── PlatformNotRunning                   no platform in any of the contexts tried
 ├── TransportError                       Kafka could not be reached or refused                       retriable
 │   ├── SubmitFailed                     the record was certainly not accepted                       retriable
-│   └── AcceptanceUnknown                the record may or may not be in the log
+│   ├── AcceptanceUnknown                the record may or may not be in the log
+│   └── PayloadUnavailable               the object store cannot be reached                          retriable
 ├── FunctionNotFound (LookupError)       not in the registry
 ├── CallTooDeep (RecursionError)         more than 64 calls nested
 ├── NotReady (TimeoutError)              `wait_ready` ran out of time; carries the reasons           retriable
 ├── CallNotFound (LookupError)           attach: no such call
 ├── CallExpired (LookupError)            attach: older than the result TTL
 ├── PayloadError (ValueError)            a value cannot travel
-│   ├── PayloadTooLarge                  above 512 KiB
+│   ├── PayloadTooLarge                  above 1 GiB, or above 512 KiB without an object store
 │   ├── UnsupportedType (TypeError)      a value of a type that does not travel
 │   └── PayloadCorrupt                   bytes that are no payload
 ├── RecordError (ValueError)             a record that cannot be read (becomes a dead letter)
@@ -22,6 +23,7 @@ PeltonError
 ├── DeployError                          a deploy was refused
 └── CallFailed
     ├── FunctionError (RuntimeError)     user code raised
+    ├── CallCancelled                    somebody cancelled it, or a call above it (CANCELLED)
     ├── CallTimeout (TimeoutError)       the attempt ran out of time (DEADLINE_EXCEEDED)             retriable
     ├── CallUnavailable                  instances were lost, attempts used up (UNAVAILABLE)         retriable
     └── CallRejected                     the record could not be processed (INVALID_ARGUMENT, DATA_LOSS, ...)
@@ -101,7 +103,11 @@ class PayloadError(PeltonError, ValueError):
 
 
 class PayloadTooLarge(PayloadError):
-    """The encoded value is above 512 KiB."""
+    """The encoded value is above 1 GiB, or above 512 KiB where there is no object store."""
+
+
+class PayloadUnavailable(TransportError):
+    """The object store that holds large payloads cannot be reached, or is full."""
 
 
 class UnsupportedType(PayloadError, TypeError):
@@ -166,6 +172,10 @@ class FunctionError(CallFailed, RuntimeError):
         """The original type and message."""
         name = self.type.rpartition(".")[2] or "Exception"
         return f"{name}: {self.message}" if self.message else name
+
+
+class CallCancelled(CallFailed):
+    """The call was cancelled, or one that it is part of (CANCELLED); the message says by whom."""
 
 
 class CallTimeout(CallFailed, TimeoutError):

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import sys
 import weakref
-from collections.abc import Iterator, MutableMapping
+from collections.abc import Iterable, Iterator, MutableMapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
@@ -52,18 +52,9 @@ class Collecting:
         Raises:
             DefinitionError: two containers share a name.
         """
-        own = tuple(entry for entry in self.functions if entry.module == self.module)
-        containers: dict[str, Container] = {}
-        for container in (*(entry.container for entry in own), *self.run):
-            known = containers.setdefault(container.name, container)
-            if known is not container:
-                raise DefinitionError(
-                    f"two containers are named {container.name!r}; a function without container= has its "
-                    "own, named after it: rename one, or pass container= to the function"
-                )
-        return Collected(
-            functions=own,
-            containers=tuple(containers.values()),
+        collected = collect(self.module, self.functions, self.run)
+        return replace(
+            collected,
             imported=tuple(entry.name for entry in self.functions if entry.module != self.module),
             not_run=tuple(
                 container
@@ -71,6 +62,24 @@ class Collecting:
                 if container.entrypoint and container.module == self.module and container not in self.run
             ),
         )
+
+
+def collect(module: str, functions: Iterable[AnyFunction], run: Iterable[Container]) -> Collected:
+    """The functions of a module and the containers that are deployed with them.
+
+    Raises:
+        DefinitionError: two containers share a name.
+    """
+    own = tuple(entry for entry in functions if entry.module == module)
+    containers: dict[str, Container] = {}
+    for container in (*(entry.container for entry in own), *run):
+        known = containers.setdefault(container.name, container)
+        if known is not container:
+            raise DefinitionError(
+                f"two containers are named {container.name!r}; a function without container= has its "
+                "own, named after it: rename one, or pass container= to the function"
+            )
+    return Collected(functions=own, containers=tuple(containers.values()))
 
 
 _active: Collecting | None = None
@@ -103,6 +112,11 @@ def collecting(module: str) -> Iterator[Collecting]:
 def active() -> Collecting | None:
     """The module load under way, None outside of a deploy."""
     return _active
+
+
+def functions_of(module: str) -> list[AnyFunction]:
+    """The functions of a module that this process knows, each in its latest definition."""
+    return [function for function in _known.values() if function.module == module]
 
 
 def register(function: AnyFunction) -> None:

@@ -10,6 +10,9 @@ from typing import Final
 from pelton.errors import DefinitionError, UnsupportedOption
 from pelton.protocol.topics import check_name
 
+MAX_KEY_BYTES: Final = 512
+"""Longest ordering key, in UTF-8."""
+
 MAX_INSTANCES: Final = 1000
 """Invocation topics have a partition per instance at least; more than this is a mistake, not a wish."""
 
@@ -140,6 +143,25 @@ def checked_text(owner: str, keyword: str, value: object) -> str:
     if not isinstance(value, str):
         raise DefinitionError(f"{owner}: {keyword} is a str, not {_type(value)}")
     return value
+
+
+def checked_key(owner: str, key: object) -> str:
+    """An ordering key: a text that is not empty, or a whole number, of at most 512 bytes.
+
+    Raises:
+        DefinitionError: it is none.
+    """
+    if isinstance(key, int) and not isinstance(key, bool):
+        key = str(key)
+    if not isinstance(key, str) or not key:
+        raise DefinitionError(f"{owner}: key is a text or a whole number, e.g. a customer id, not {key!r}")
+    try:
+        size = len(key.encode())
+    except UnicodeEncodeError:
+        raise DefinitionError(f"{owner}: key {key!r} is no text that UTF-8 knows") from None
+    if size > MAX_KEY_BYTES:
+        raise DefinitionError(f"{owner}: key has {size} bytes, more than {MAX_KEY_BYTES}")
+    return key
 
 
 def refuse_unsupported(owner: str, given: Mapping[str, object]) -> None:

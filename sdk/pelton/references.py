@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterable, AsyncIterator, Iterable, Iterator
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Iterator, Mapping
 from datetime import timedelta
-from typing import Any, Generic, ParamSpec, TypeVar, cast
+from typing import Any, Final, Generic, ParamSpec, Self, TypeVar, cast
 
 from pelton.client import mapping, readiness, session
 from pelton.client.binding import Binder, binder
@@ -13,13 +13,17 @@ from pelton.client.futures import CallFuture, Decoder, wait_blocking, warn_on_lo
 from pelton.client.streams import Stream
 from pelton.core.call import call_id_text, parse_call_id
 from pelton.core.spec import FunctionSpec
-from pelton.errors import DefinitionError, FunctionNotFound
-from pelton.policies import checked_name, refuse_unsupported
+from pelton.errors import DefinitionError, FunctionNotFound, UnsupportedOption
+from pelton.policies import checked_key, checked_name, refuse_unsupported
 from pelton.protocol import payload
+from pelton.transport.payloads import encode_arguments
 
 P = ParamSpec("P")
 C = TypeVar("C")
 R = TypeVar("R")
+
+_LEARNED: Final = ("_spec", "_bind", "_decode", "_before")
+"""Attributes of a callee that are worth nothing in another process."""
 
 
 class Callee(Generic[P, C, R]):
@@ -31,9 +35,20 @@ class Callee(Generic[P, C, R]):
         self._spec: FunctionSpec | None = None
         self._bind: Binder | None = None
         self._decode: Decoder | None = None
+        self._before: Callable[[], None] | None = None
+        self._key: str | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What says which function it is; all that was learned of it here is learned anew elsewhere."""
+        return {name: value for name, value in vars(self).items() if name not in _LEARNED}
+
+    def __setstate__(self, state: Mapping[str, Any]) -> None:
+        vars(self).update(dict.fromkeys(_LEARNED), **state)
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> C:
         """Calls the function and blocks until its value is here; for a generator returns a `Stream` at once.
+
+        Who leaves it before, by Ctrl-C for example, cancels the call.
 
         Raises:
             TypeError: the arguments do not fit the signature; nothing was sent.
@@ -45,9 +60,8 @@ class Callee(Generic[P, C, R]):
         connection, spec, arguments = self._prepare(args, kwargs)
         if spec.kind.streams:
             call = connection.new_call(spec, keeps=False)
-            stream: Stream[Any] = Stream(call, connection, self._decoder())
-            connection.send(call, spec, self.version, arguments)
-            return cast(C, stream)
+            connection.send(call, spec, self.version, arguments, self._key)
+            return cast(C, Stream(call, connection, self._decoder(), owner=True))
         return cast(C, wait_blocking(self._send(connection, spec, arguments), connection))
 
     def async_call(self, *args: P.args, **kwargs: P.kwargs) -> CallFuture[R]:
@@ -65,7 +79,7 @@ class Callee(Generic[P, C, R]):
             TypeError, FunctionNotFound, PayloadError: as for a plain call.
         """
         connection, spec, arguments = self._prepare(args, kwargs)
-        return call_id_text(connection.submit(spec, self.version, arguments))
+        return call_id_text(connection.submit(spec, self.version, arguments, self._key))
 
     def map(
         self,
@@ -145,16 +159,26 @@ class Callee(Generic[P, C, R]):
         call = connection.attach(self.name, raw, timeout)
         return CallFuture(call, connection, self._decoder(), streams=spec.kind.streams)
 
-    def options(self, **options: object) -> Callee[P, C, R]:
-        """The same function with other options for its calls; this version has none.
+    def options(self, *, key: str | int | None = None, **others: object) -> Self:
+        """The same function with options for its calls.
+
+        Args:
+            key: calls with one key start in the order in which they were sent, each after the end of the
+                one before it; for functions with `ordering="key"`. A number is taken as its digits. None:
+                no order.
+            others: not in this version.
 
         Raises:
-            UnsupportedOption: one was given.
+            DefinitionError: that is no key.
+            UnsupportedOption: another option was given, or the function has no key order.
         """
         refuse_unsupported(
-            f"function {self.name!r}: options", {name: value or name for name, value in options.items()}
+            f"function {self.name!r}: options", {name: value or name for name, value in others.items()}
         )
-        return self
+        made = type(self).__new__(type(self))
+        vars(made).update(vars(self))
+        made._key = None if key is None else checked_key(f"function {self.name!r}", key)
+        return made
 
     def wait_ready(self, timeout: float | timedelta = 300) -> None:
         """Blocks until the function can answer: it is deployed, and an instance is alive or will be started.
@@ -169,6 +193,8 @@ class Callee(Generic[P, C, R]):
         """
         seconds = timeout.total_seconds() if isinstance(timeout, timedelta) else float(timeout)
         connection = session.current()
+        if self._before is not None:
+            self._before()
         connection.aside(lambda: readiness.wait_ready(connection.directory, self.name, self.version, seconds))
 
     def __repr__(self) -> str:
@@ -187,19 +213,27 @@ class Callee(Generic[P, C, R]):
         if bind is not None:
             # Before anything that may connect or wait: wrong arguments are wrong without a platform, too.
             bind(*args, **kwargs)
+        if self._before is not None:
+            self._before()
         spec = connection.spec(self.name)
         if spec is not self._spec:
             self._learn(spec)
+            if self._key is not None and spec.ordering != "key":
+                self._spec = None
+                raise UnsupportedOption(
+                    f"function {self.name!r} has no key order as deployed, so key= means nothing; deploy "
+                    'it with ordering="key". Nothing was sent'
+                )
             if self._bind is not None and bind is None:
                 self._bind(*args, **kwargs)
-        return connection, spec, payload.encode_arguments(args, kwargs)
+        return connection, spec, encode_arguments(connection.transport.payloads, self.name, args, kwargs)
 
     def _send(self, connection: Connection, spec: FunctionSpec, arguments: bytes) -> CallFuture[R]:
         call = connection.new_call(spec, keeps=True)
         future: CallFuture[R] = CallFuture(
             call, connection, self._decode or self._decoder(), streams=spec.kind.streams
         )
-        connection.send(call, spec, self.version, arguments)
+        connection.send(call, spec, self.version, arguments, self._key)
         return future
 
     def _learn(self, spec: FunctionSpec) -> None:
@@ -214,7 +248,9 @@ class Callee(Generic[P, C, R]):
         """Decodes values; without annotations, dataclasses and Enums come back as `Record`."""
         decode = self._decode
         if decode is None:
-            decode = self._decode = payload.decoder(self._returns())
+            decode = self._decode = payload.decoder(
+                self._returns(), pickles=True, objects=session.open_object
+            )
         return decode
 
     def _returns(self) -> Any:

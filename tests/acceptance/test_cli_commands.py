@@ -265,7 +265,8 @@ def test_cli_doctor_is_content(platform: LocalPlatform) -> None:
     """On a sound platform every check passes, the broker answers and the clocks agree."""
     findings = {one["check"]: one for one in platform.json("doctor")}
     assert set(findings) >= {
-        "python", "java", "jars", "home", "disk", "port", "orphans", "platform", "broker", "clock",
+        "python", "java", "jars", "home", "disk", "payloads", "port", "orphans", "platform", "broker",
+        "clock",
     }  # fmt: skip
     assert {one["state"] for one in findings.values()} <= {"ok", "warning"}
     assert findings["broker"]["state"] == "ok"

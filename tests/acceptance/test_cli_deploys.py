@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
+import subprocess
+import sys
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,7 +15,12 @@ from typing import Any
 
 import pytest
 
+from pelton.protocol.topics import TopicPlan
+from pelton.transport.config import ConnectionConfig
+from pelton.transport.kafka.admin import Admin
+from pelton.transport.kafka.producer import RecordProducer
 from pelton_platform import process
+from support.interpreters import bare_environment
 from support.local_platform import LocalPlatform, local_platform, wait_for
 
 # Processes of a whole platform start and stop here, which takes long on a busy machine.
@@ -347,3 +355,133 @@ def test_cli_nested_example_of_the_guide(platform: LocalPlatform) -> None:
     assert f"count-words  succeeded  {nested}  <- this call" in drawn
     assert f"\ncompare  succeeded  {call}\n" in drawn
     assert drawn.count("├─ ") + drawn.count("└─ ") == 10
+
+
+def test_cli_cancelling_example_of_the_guide(platform: LocalPlatform) -> None:
+    """The guide's functions: one returns what it has, one ends where it waits, one leaves a stream."""
+    platform.json("deploy", str(EXAMPLES / "cancelling/simulate.py"))
+    pi, market = (
+        platform.run("call", *words, "--submit").stdout.strip()
+        for words in (["estimate-pi"], ["watch-market", "tea"])
+    )
+    for call in (pi, market):
+        platform.await_state(call, "running")
+    said = platform.run("cancel", pi, market, "--reason", "the guide says so")
+    assert said.stdout.splitlines() == [f"{pi}  succeeded", f"{market}  cancelled"]
+    assert 2 < float(platform.run("calls", "result", pi).stdout) < 4
+    refused = platform.run("calls", "result", market, code=1).stderr
+    assert "the call was cancelled: pelton cancel: the guide says so (CANCELLED)" in refused
+    assert "no longer watching" in platform.run("logs", market).stdout
+    assert platform.json("call", "first-above", "100", "100")["value"] > 100
+    left = platform.json("calls", "ls", "--function", "prices")[0]["call_id"]
+    platform.await_state(left, "cancelled")
+    assert {row["call_id"] for row in platform.json("calls", "ls", "--state", "cancelled")} == {market, left}
+
+
+def test_cli_cancel_says_what_became_of_each(platform: LocalPlatform) -> None:
+    """Ended calls, unknown ids, ids that are none, and one that waits for an instance that cannot come."""
+    platform.deploy("answer.py", VERSIONED.format(text="three"))
+    ended = platform.json("call", "answer")["call_id"]
+    unknown = "01a2052e-499b-7007-b552-cae39d3dd46b"
+    rows = platform.json("cancel", ended, unknown, code=1)
+    assert [row["state"] for row in rows] == ["succeeded", "unknown"]
+    assert rows[0]["error"] is None
+    assert "nothing is known of it" in rows[1]["error"]
+    assert f"call {ended} of answer had ended" in platform.run("cancel", ended).stderr
+    assert "badly formed" in platform.run("cancel", "no-id", code=2).stderr
+    platform.deploy(
+        "broken.py",
+        """
+        import os
+        import pelton
+
+        @pelton.function
+        def broken() -> None:
+            pass
+
+        if "PELTON_HOME" not in os.environ:
+            raise RuntimeError("it cannot be loaded where it runs")
+        """,
+    )
+    waiting = platform.run("call", "broken", "--submit").stdout.strip()
+    said = platform.run("cancel", waiting, "--no-wait")
+    assert said.stdout == f"{waiting}  waiting\n"
+    platform.await_state(waiting, "cancelled")
+
+
+def test_cli_new_consumer_is_deployed_and_consumes(platform: LocalPlatform) -> None:
+    """The files are made, deployed as they are, and records become calls; nothing is overwritten."""
+    platform.deploy(
+        "lengths.py",
+        """
+        import pelton
+
+        @pelton.function
+        def length(value) -> int:
+            return len(value)
+        """,
+    )
+    words = ("new", "consumer", "length-feed", "--topic", "words", "--function", "length")
+    made = platform.json(*words)
+    before = (platform.work / made["program"]).read_text()
+    again = platform.run(*words, code=2)
+    assert "is there already" in again.stderr
+    assert (platform.work / made["program"]).read_text() == before
+    refused = platform.run("new", "consumer", "no name", "--topic", "t", "--function", "f", code=2)
+    assert "cannot name a container" in refused.stderr
+    config = ConnectionConfig(platform.state().bootstrap_servers)
+    admin, producer = Admin(config), RecordProducer(config)
+    try:
+        admin.create_topics([TopicPlan("words", 2, 1)])
+        platform.json("deploy", made["deploy"])
+        for text in ("one", "three"):
+            producer.send("words", json.dumps(text).encode(), on_report=lambda *report: None)
+        assert producer.flush(20) == 0
+
+        def ended() -> bool:
+            rows = platform.json("calls", "ls", "--function", "length")
+            return [row["state"] for row in rows] == ["succeeded"] * 2
+
+        wait_for(ended, "both records became calls", 90, platform.logs)
+    finally:
+        producer.close(1)
+        admin.close()
+
+
+def deployed_and_run(platform: LocalPlatform, file: Path) -> subprocess.CompletedProcess[str]:
+    """An example: deployed by the command, then run as a program of its own."""
+    platform.json("deploy", str(file))
+    return subprocess.run(
+        [sys.executable, str(file)],
+        env=bare_environment() | platform.env,
+        capture_output=True,
+        text=True,
+        timeout=90,
+    )
+
+
+def test_cli_payloads_example_of_the_guide(platform: LocalPlatform) -> None:
+    """An image of 34 MiB goes in and comes back; the platform keeps it in its home folder."""
+    done = deployed_and_run(platform, EXAMPLES / "payloads/images.py")
+    assert (done.stdout, done.returncode) == ("(4000, 3000, 3) 7 7 0\n", 0), done.stderr
+    kept = list((platform.home.root / "payloads" / "brighten").iterdir())
+    assert [path.stat().st_size > 36_000_000 for path in kept] == [True, True]
+    assert list((platform.home.root / "payloads" / ".drafts").iterdir()) == []
+
+
+def test_cli_key_order_example_of_the_guide(platform: LocalPlatform) -> None:
+    """Bookings of an account start in order, from the example itself and from the command line."""
+    done = deployed_and_run(platform, EXAMPLES / "ordering/accounts.py")
+    assert (done.stdout, done.returncode) == ("alice: -350\n", 0), done.stderr
+    ids = [
+        platform.run("call", "book", "bob", str(n), "--key", "bob", "--submit").stdout for n in range(1, 4)
+    ]
+    assert platform.json("call", "book", "bob", "4", "--key", "bob")["value"] == "bob: +4"
+    said = platform.run("logs", "book").stdout
+    assert re.findall(r"alice ([+-]\d+)", said) == ["+500", "-200", "+50", "-350"]
+    assert re.findall(r"bob ([+-]\d+)", said) == ["+1", "+2", "+3", "+4"]
+    assert len(set(ids)) == 3
+    platform.json("deploy", str(EXAMPLES / "quickstart/greet.py"))
+    refused = platform.run("call", "greet", "Ada", "--key", "k", code=1).stderr
+    assert "function 'greet' has no key order as deployed" in refused
+    assert "Nothing was sent" in refused

@@ -49,7 +49,17 @@ def idle(tmp_path: Path) -> Iterator[LocalPlatform]:
 def test_platform_up_is_found_and_down_leaves_nothing(platform: LocalPlatform) -> None:
     """The context leads to it, secrets are private, a second up says where it runs, down ends it all."""
     context = json.loads(platform.home.context_file.read_text())
-    assert set(context) == {"namespace", "bootstrap_servers", "security", "key_file", "home", "pid"}
+    named = {
+        "namespace",
+        "bootstrap_servers",
+        "security",
+        "key_file",
+        "home",
+        "store",
+        "store_options",
+        "pid",
+    }
+    assert set(context) == named
     assert context["bootstrap_servers"].endswith(platform.env["PELTON_PORT"])
     for path in (platform.home.context_file, Path(context["key_file"])):
         assert stat.S_IMODE(path.stat().st_mode) == 0o600

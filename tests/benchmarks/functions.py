@@ -27,6 +27,23 @@ async def aecho(value: str) -> str:
     return value
 
 
+@pelton.function(name="bench-keyed", ordering="key", container=one)
+def keyed(value: str) -> str:
+    """Returns what it is given, one call of a key after the other."""
+    return value
+
+
+@pelton.function(name="bench-nest", container=one)
+def nest(calls: int, value: str) -> list[float]:
+    """Calls the echo so often, one after the other; returns the round trips in ms."""
+    taken = []
+    for _ in range(calls):
+        began = time.perf_counter()
+        echo(value)
+        taken.append((time.perf_counter() - began) * 1e3)
+    return taken
+
+
 @pelton.function(name="bench-count", container=one)
 def count(number: int) -> Iterator[int]:
     """Yields so many numbers."""

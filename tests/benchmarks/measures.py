@@ -38,9 +38,18 @@ def sequential(name: str, calls: int, value: str) -> list[float]:
     return taken
 
 
-def closed_loop(name: str, calls: int, in_flight: int, value: str) -> float:
-    """Calls with results per second, so many in flight."""
+def nested(calls: int, value: str) -> list[float]:
+    """Round trips in ms of calls that a function makes, one after the other."""
+    function = pelton.function_ref("bench-nest")
+    function(50, value)
+    taken: list[float] = function(calls, value)
+    return taken
+
+
+def closed_loop(name: str, calls: int, in_flight: int, value: object, keys: int = 0) -> float:
+    """Calls with results per second, so many in flight; with so many keys in turn, 0 for no key."""
     function = pelton.function_ref(name)
+    turn = [function.options(key=key) for key in range(keys)] or [function]
     room = threading.Semaphore(in_flight)
     done = threading.Event()
     left = calls
@@ -57,9 +66,9 @@ def closed_loop(name: str, calls: int, in_flight: int, value: str) -> float:
             done.set()
 
     began = time.perf_counter()
-    for _ in range(calls):
+    for number in range(calls):
         room.acquire()
-        function.async_call(value).add_done_callback(ended)
+        turn[number % len(turn)].async_call(value).add_done_callback(ended)
     if not done.wait(180):
         raise TimeoutError(f"{left} of {calls} calls did not end")
     took = time.perf_counter() - began

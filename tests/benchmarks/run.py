@@ -19,6 +19,15 @@ HERE = Path(__file__).resolve().parent
 OUT = Path("bench")
 IN_FLIGHT = (1, 8, 64, 512)
 SIZES = {"0.2kib": 200, "4kib": 4096, "64kib": 65536}
+PAYLOADS = {
+    "64kib": (1 << 16, 2_000),
+    "512kib": (500_000, 400),
+    "1mib": (1 << 20, 200),
+    "8mib": (1 << 23, 60),
+    "64mib": (1 << 26, 8),
+}
+"""Bytes of an argument that comes back as the value, and how many calls of it."""
+KEYS = 500
 BUSY_PINGPONG_MS, BUSY_LOOP_PER_S = 0.8 / 0.6, 70_000 * 0.6
 
 BARS = {
@@ -56,6 +65,7 @@ def measure_calls(figures: dict[str, float], home: PlatformHome, scale: float) -
     for percent in (50, 95, 99):
         figures[f"call.p{percent}_ms"] = percentile(taken, percent)
     figures["acall.p50_ms"] = median(measures.sequential("bench-aecho", int(500 * scale), value))
+    figures["call.nested_p50_ms"] = median(measures.nested(int(500 * scale), value))
     for in_flight in IN_FLIGHT:
         calls = int(min(30_000, 4_000 * in_flight) * scale)
         figures[f"call.per_s_{in_flight}"] = measures.closed_loop("bench-echo", calls, in_flight, value)
@@ -68,7 +78,19 @@ def measure_calls(figures: dict[str, float], home: PlatformHome, scale: float) -
     figures["call.per_s_two_instances"] = measures.closed_loop(
         "bench-echo-two", int(30_000 * scale), 512, value
     )
+    figures["call.keyed_per_s"] = measures.closed_loop(
+        "bench-keyed", int(20_000 * scale), 512, value, keys=KEYS
+    )
+    figures["call.one_key_per_s"] = measures.closed_loop("bench-keyed", int(1_000 * scale), 64, value, keys=1)
     figures["call.drain_per_s"] = measures.drain("bench-echo", int(30_000 * scale), value, home.unfinished)
+
+
+def measure_payloads(figures: dict[str, float], scale: float) -> None:
+    """Bytes that go in and come back, four calls at a time: in records up to 512 KiB, above it in objects."""
+    for name, (size, calls) in PAYLOADS.items():
+        count = max(4, int(calls * scale))
+        rate = measures.closed_loop("bench-echo", count, 4, bytes(size))
+        figures[f"payload.mib_per_s_{name}"] = 2 * rate * size / (1 << 20)
 
 
 def measure_streams(figures: dict[str, float], scale: float) -> None:
@@ -81,6 +103,8 @@ def ratios(figures: dict[str, float]) -> None:
     """What holds on any machine."""
     figures["ratio.call_p50"] = figures["call.p50_ms"] / figures["raw.pingpong_p50_ms"]
     figures["ratio.call_per_s"] = figures["call.per_s"] / figures["raw.closed_loop_512_per_s"]
+    figures["ratio.nested_p50"] = figures["call.nested_p50_ms"] / figures["call.p50_ms"]
+    figures["ratio.keyed_per_s"] = figures["call.keyed_per_s"] / figures["call.per_s"]
     figures["ratio.first_chunk"] = figures["stream.first_chunk_p50_ms"] / figures["call.p50_ms"]
 
 
@@ -151,6 +175,7 @@ def main() -> int:
             steps: list[tuple[str, Callable[[], None]]] = [
                 ("raw client", lambda: measure_raw(figures, home.bootstrap_servers(), scale)),
                 ("calls", lambda: measure_calls(figures, home, scale)),
+                ("payloads", lambda: measure_payloads(figures, scale)),
                 ("streams", lambda: measure_streams(figures, scale)),
             ]
             for name, step in steps:

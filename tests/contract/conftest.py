@@ -8,7 +8,14 @@ from collections.abc import Iterator
 import pytest
 
 from support.embedded_broker import Broker, running_broker
-from support.transport_platforms import ChannelPlatform, KafkaPlatform, MemoryPlatform, Platform
+from support.transport_callers import Caller
+from support.transport_platforms import (
+    ChannelPlatform,
+    KafkaPlatform,
+    MemoryPlatform,
+    Platform,
+    function_spec,
+)
 
 
 @pytest.fixture(scope="session")
@@ -56,3 +63,13 @@ _numbers = itertools.count()
 def function() -> str:
     """A function name of the test's own."""
     return f"f{next(_numbers)}"
+
+
+@pytest.fixture
+def caller(platform: Platform, function: str) -> Iterator[Caller]:
+    """A client of a fresh function."""
+    spec = function_spec(function)
+    platform.deploy(spec)
+    made = Caller(platform.transport(), spec)
+    yield made
+    made.transport.close(1)

@@ -17,6 +17,7 @@ from pelton_platform.deploy.home import HOME_VARIABLE, Home
 from pelton_platform.deploy.instances import Surroundings
 from pelton_platform.deploy.local import LocalDeployer
 from pelton_platform.deploy.port import ContainerState, DeployerPort
+from pelton_platform.deploy.sources import Source
 from support.local_platform import wait_for
 
 KEYRING = Keyring([new_key()], "test")
@@ -52,7 +53,7 @@ def container(home: Home, tmp_path: Path, source: str, version: int = 1) -> Cont
     folder = tmp_path / f"source-{version}"
     folder.mkdir()
     (folder / "main.py").write_text(source)
-    digest = bundles.store(folder, home.bundles, KEYRING).digest
+    digest = bundles.store(Source("worker.py", folder), home.bundles, KEYRING).digest
     return ContainerSpec("job", version, (), digest, entrypoint=("python", "main.py"))
 
 

@@ -80,7 +80,7 @@ RAISING = """
         if how == "long": raise ValueError("x" * 1_000_000)
         if how == "surrogate": raise ValueError("\\udcff")
         if how == "large": return b"x" * 600_000
-        if how == "type": return object()
+        if how == "type": return __import__("threading").Lock()
         if how == "nested":
             inside = []
             for _ in range(100_000): inside = [inside]

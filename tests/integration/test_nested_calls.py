@@ -61,7 +61,7 @@ def ready():
 def failing(kind):
     if kind == "user": raise KeyError("k")
     if kind == "unknown": return function_ref("not-there")(1)
-    if kind == "arguments": return function_ref("add")(object(), 1)
+    if kind == "arguments": return function_ref("add")(__import__("threading").Lock(), 1)
     return function_ref("failing")("user")
 
 def late(n):

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from pelton.core.call import Failure, InputPartition, Result, Token
+from pelton.core.cancelling import Cancellations
 from pelton.core.engine import Engine
 from pelton.core.fold import Fold
 from pelton.core.run import Item, Run, RunState
@@ -52,6 +53,29 @@ def test_promises_hold_when_calls_nest(mix: dict[str, Any]) -> None:
     for seed in range(1000, 1080):
         seen.update(history(seed, nested=True, **mix).counters)
     for name in ("parked", "tail_copies", "crashes", "dropped_runs", "expiries"):
+        assert seen[name] > 0, f"no history had {name}: {seen}"
+
+
+@pytest.mark.parametrize("nested", [False, True], ids=["flat", "nested"])
+@pytest.mark.parametrize("mix", MIXES, ids=["crashes", "rebalances"])
+def test_promises_hold_when_calls_are_cancelled(mix: dict[str, Any], nested: bool) -> None:
+    """One outcome each, whoever dies; none starts that was cancelled before its partition was owned."""
+    seen: Counter[str] = Counter()
+    for seed in range(2000, 2080):
+        seen.update(history(seed, cancels=True, nested=nested, **mix).counters)
+    names = ["ended_cancelled", "cancelled_runs", "crashes", "dropped_runs", "expiries"]
+    for name in [*names, "parked"] if nested else names:
+        assert seen[name] > 0, f"no history had {name}: {seen}"
+
+
+@pytest.mark.parametrize("nested", [False, True], ids=["flat", "nested"])
+@pytest.mark.parametrize("mix", MIXES, ids=["crashes", "rebalances"])
+def test_promises_hold_with_key_order(mix: dict[str, Any], nested: bool) -> None:
+    """Calls with one key start in the order of the log at whoever owns them, and all else holds as well."""
+    seen: Counter[str] = Counter()
+    for seed in range(3000, 3080):
+        seen.update(history(seed, keys=True, nested=nested, cancels=seed % 2 == 0, **mix).counters)
+    for name in ("keyed_starts", "retries", "crashes", "dropped_runs", "expiries", "ended_cancelled"):
         assert seen[name] > 0, f"no history had {name}: {seen}"
 
 
@@ -185,6 +209,67 @@ class ReachesNothingBehind(Engine):
         """Does nothing."""
 
 
+class ReadsCancellationsLate(Engine):
+    """Records are dispatched before the requests to cancel were read to their end."""
+
+    def assigned(self, now_ms: int, partition: InputPartition, *args: Any) -> int:
+        at = super().assigned(now_ms, partition, *args)
+        self._owned[partition].informed = True
+        return at
+
+
+class CancelsNoDescendants(Cancellations):
+    """A cancelled call takes none of the calls below it along."""
+
+    def why(self, call_id: bytes, ancestry: bytes) -> str:
+        return super().why(call_id, b"")
+
+
+class RetriesWhatIsCancelled(Engine):
+    """A cancelled attempt that lost its executor runs again, and forgets that it was cancelled."""
+
+    def _end_cancelled(self, run: Run, end: Failure | None) -> None:
+        run.cancelled = ""
+        self._kill(run)
+        self._rerun(run.items)
+
+    def _new_run(self, item: Item, key: Any) -> Run:
+        run = super()._new_run(item, key)
+        run.cancelled = ""
+        return run
+
+
+class KnowsNoOrder(Engine):
+    """Records with one key run beside each other."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._order = None
+
+
+class GoesOnBeforeTheCommit(Engine):
+    """The next call of a key starts when the end of the one before it is acknowledged, and not committed."""
+
+    def _finish(self, run: Run) -> None:
+        own = run.items[0].own
+        super()._finish(run)
+        if own.alive and own.lanes is not None:
+            for key in own.lanes.take_ended():
+                item = own.lanes.go_on(key)
+                if item is not None:
+                    own.held -= 1
+                    own.wait(item)
+
+
+class CopiesKeyedCalls(Engine):
+    """A running call with a key is copied to another partition when its own is revoked."""
+
+    def revoke(self, now_ms: int, partitions: Any) -> None:
+        for own in self._owned.values():
+            own.lanes = None
+        super().revoke(now_ms, partitions)
+
+
 BUGS: dict[str, tuple[dict[str, Any], str]] = {
     "commit before ack": ({"engine": CommitsBeforeAck}, "P"),
     "dead letter dropped": ({"engine": DropsDeadLetters}, "P7"),
@@ -198,6 +283,15 @@ BUGS: dict[str, tuple[dict[str, Any], str]] = {
     "park without giving back": ({"engine": ParksWithoutGivingBack, "nested": True}, "P7"),
     "finished before its copy": ({"engine": FinishesBeforeItsCopy, "nested": True}, "P"),
     "nothing behind the window": ({"engine": ReachesNothingBehind, "nested": True}, "P7"),
+    "cancellation read after dispatch": ({"engine": ReadsCancellationsLate, "cancels": True}, "C"),
+    "descendants not cancelled": (
+        {"cancellations": CancelsNoDescendants, "cancels": True, "nested": True},
+        "C",
+    ),
+    "cancelled calls run again": ({"engine": RetriesWhatIsCancelled, "cancels": True}, ""),
+    "key order ignored": ({"engine": KnowsNoOrder, "keys": True}, "K"),
+    "next of a key before the commit": ({"engine": GoesOnBeforeTheCommit, "keys": True}, "K"),
+    "keyed calls copied": ({"engine": CopiesKeyedCalls, "keys": True}, "K"),
     "token ignored": ({"fold": IgnoresTokens}, "P"),
 }
 

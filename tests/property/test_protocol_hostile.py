@@ -26,6 +26,7 @@ DECODERS: dict[str, Callable[[bytes | None], Any]] = {
     "container_spec": codec.decode_container_spec,
     "instance_status": codec.decode_instance_status,
     "log_record": codec.decode_log,
+    "cancellation": codec.decode_cancellation,
 }
 SAMPLES: dict[str, tuple[Any, Callable[[Any], bytes]]] = {
     "invocation": (wire.invocations, codec.encode_invocation),
@@ -35,6 +36,7 @@ SAMPLES: dict[str, tuple[Any, Callable[[Any], bytes]]] = {
     "container_spec": (wire.container_specs, codec.encode_container_spec),
     "instance_status": (wire.instance_statuses, codec.encode_instance_status),
     "log_record": (wire.logs, codec.encode_log),
+    "cancellation": (wire.cancellations, codec.encode_cancellation),
 }
 RING = Keyring([new_key()], "ns")
 
@@ -281,5 +283,6 @@ def _smallest(name: str) -> Any:
         "container_spec": spec.ContainerSpec("c", 1, (), "b"),
         "instance_status": spec.InstanceStatus("c", "i", "ready", "h", 1, 1),
         "log_record": spec.LogRecord(0, "f", "c", "i", 1, None, 0, "log", "t"),
+        "cancellation": call.Cancellation(bytes(16), 0),
     }
     return smallest[name]

@@ -26,6 +26,7 @@ RECORDS: list[tuple[str, Any, Callable[[Any], bytes], Callable[[bytes], Any]]] =
     ("container_spec", wire.container_specs, codec.encode_container_spec, codec.decode_container_spec),
     ("instance_status", wire.instance_statuses, codec.encode_instance_status, codec.decode_instance_status),
     ("log_record", wire.logs, codec.encode_log, codec.decode_log),
+    ("cancellation", wire.cancellations, codec.encode_cancellation, codec.decode_cancellation),
 ]
 
 

@@ -82,6 +82,11 @@ class ScriptedTransport:
         self.accepting: dict[CallId, OnAccepted] = {}
         self.reading: dict[CallId, list[OnResults]] = {}
         self.forgotten: list[CallId] = []
+        self.paused_at: dict[CallId, int] = {}
+        self.stretch = 1000
+        self.resume_error: Exception | None = None
+        self.cancelled: dict[CallId, str] = {}
+        self.on_cancel: Callable[[OnAccepted], None] = lambda on_accepted: on_accepted(None)
         self.prepared: list[str] = []
         self.soon: list[FunctionSpec] = []
         self.history: dict[CallId, list[Result]] = {}
@@ -99,6 +104,14 @@ class ScriptedTransport:
     def now_ms(self) -> int:
         """Wall clock plus what the test added."""
         return time.time_ns() // 1_000_000 + self.ahead_ms
+
+    @property
+    def payloads(self) -> None:
+        """Nothing is kept."""
+
+    @property
+    def config(self) -> None:
+        """As `ports.Transport.config`."""
 
     def prepare(self, function: str) -> int:
         """Always partition 3; a function that was announced with `soon` is known from now on."""
@@ -126,6 +139,31 @@ class ScriptedTransport:
             if known := self.history.get(call_id):
                 on_results(known)
         return state
+
+    def cancel(self, call_id: CallId, reason: str, on_accepted: OnAccepted) -> None:
+        """Keeps the request; it is accepted unless the test says otherwise."""
+        self.cancelled[call_id] = reason
+        self.on_cancel(on_accepted)
+
+    def pause(self, call_id: CallId, on_results: OnResults) -> None:
+        """Delivers nothing until `resume`."""
+        self.paused_at[call_id] = len(self.history.get(call_id, ()))
+        self.reading[call_id] = [each for each in self.reading.get(call_id, ()) if each != on_results]
+
+    def resume(self, call_id: CallId, on_results: OnResults, timeout_s: float) -> bool:
+        """Delivers the next `stretch` records that were held back."""
+        if self.resume_error is not None:
+            raise self.resume_error
+        at = self.paused_at.pop(call_id, None)
+        if at is None:
+            return True
+        known = self.history.get(call_id, [])
+        on_results(known[at : at + self.stretch])
+        if at + self.stretch < len(known):
+            self.paused_at[call_id] = at + self.stretch
+            return False
+        self.reading.setdefault(call_id, []).append(on_results)
+        return True
 
     def forget(self, call_id: CallId, on_results: OnResults | None = None) -> None:
         """Delivers nothing more."""

@@ -7,17 +7,19 @@ coordinator before it starts.
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 from pelton.core.attempts import Attempts
-from pelton.core.call import Failure, Token
+from pelton.core.call import Failure, InputPartition, Token
 from pelton.core.engine import Engine
 from pelton.core.ownership import Owned
 from pelton.core.run import Item, Run, RunState
 from pelton.transport.kafka import producer
 from pelton.transport.kafka.settings import producer_settings
 from pelton_platform.coordinator.__main__ import main
+from pelton_platform.coordinator.cancellations import CancellationReader
 
 
 def _commit_before_ack() -> None:
@@ -105,6 +107,43 @@ def _retry_lost() -> None:
     _replace(Attempts, "_failed", forgetful)
 
 
+def _park_without_giving_back() -> None:
+    """A run that waits for calls it made keeps its slot."""
+
+    def selfish(self: Attempts, now_ms: int, run_id: int) -> None:
+        self._now = now_ms
+
+    _replace(Attempts, "parked", selfish)
+
+
+def _key_order_ignored() -> None:
+    """Calls with one key run beside each other."""
+    init = Engine.__init__
+
+    def unordered(self: Engine, *given: Any, **named: Any) -> None:
+        init(self, *given, **named)
+        self._order = None
+
+    _replace(Engine, "__init__", unordered)
+
+
+def _cancellation_read_after_dispatch() -> None:
+    """Requests to cancel are read at leisure: no assignment waits for them."""
+    assigned, read = Engine.assigned, CancellationReader._run
+
+    def hasty(self: Engine, now_ms: int, partition: InputPartition, *given: Any) -> int:
+        start = assigned(self, now_ms, partition, *given)
+        self._owned[partition].informed = True
+        return start
+
+    def leisurely(self: CancellationReader) -> None:
+        time.sleep(5)
+        read(self)
+
+    _replace(Engine, "assigned", hasty)
+    _replace(CancellationReader, "_run", leisurely)
+
+
 BUGS: Final[Mapping[str, Callable[[], None]]] = {
     "commit before ack": _commit_before_ack,
     "commit the highest": _commit_the_highest,
@@ -114,6 +153,9 @@ BUGS: Final[Mapping[str, Callable[[], None]]] = {
     "dead letter dropped": _dead_letter_dropped,
     "fence skipped": _fence_skipped,
     "retry lost": _retry_lost,
+    "key order ignored": _key_order_ignored,
+    "park without giving back": _park_without_giving_back,
+    "cancellation read after dispatch": _cancellation_read_after_dispatch,
 }
 """What can be broken, by name."""
 

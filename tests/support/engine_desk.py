@@ -6,7 +6,16 @@ from typing import Any, TypeVar
 
 from pelton.core.attempts import EngineSettings
 from pelton.core.call import InputHeaders, InputPartition, InputTopic
-from pelton.core.decisions import Action, Commit, CommitOutcome, InputRecord, SendResult, Start
+from pelton.core.cancelling import Cancellations
+from pelton.core.decisions import (
+    Action,
+    Commit,
+    CommitOutcome,
+    InputRecord,
+    ReadCancellations,
+    SendResult,
+    Start,
+)
 from pelton.core.engine import Engine
 from pelton.core.offsets import CommitMeta, decode_metadata, encode_metadata
 
@@ -21,17 +30,20 @@ def call_id(number: int) -> bytes:
     return number.to_bytes(16, "big")
 
 
-def record(offset: int, number: int | None = None, **headers: Any) -> InputRecord:
-    """A record at an offset; its call has the offset's number unless told."""
+def record(
+    offset: int, number: int | None = None, *, key: bytes | None = None, **headers: Any
+) -> InputRecord:
+    """A record at an offset; its call has the offset's number unless told, and no ordering key."""
     identity = call_id(offset if number is None else number)
-    return InputRecord(offset, InputHeaders(identity, "f", **headers), b"body", identity)
+    return InputRecord(offset, InputHeaders(identity, "f", **headers), b"body", key or identity)
 
 
 class Desk:
     """One engine, its clock and everything it asked for."""
 
     def __init__(self, **settings: Any) -> None:
-        self.engine = Engine(EngineSettings("w1", **settings))
+        self.cancellations = Cancellations()
+        self.engine = Engine(EngineSettings("w1", **settings), cancellations=self.cancellations)
         self.now_ms = 1_000_000
         self.engine.capacity(self.now_ms, 8)
         self.asked: list[Action] = []
@@ -43,6 +55,19 @@ class Desk:
         committed = (offset, encode_metadata(meta or CommitMeta(), offset))
         self.engine.assigned(self.now_ms, partition, committed, 0, max(end, offset))
         self.acknowledge_commits()
+        self.read_cancellations()
+
+    def read_cancellations(self) -> None:
+        """Answers that all requests to cancel were read."""
+        for asked in self.asked_for(ReadCancellations):
+            self.engine.cancellations_read(self.now_ms, asked.partition, asked.epoch)
+        self.take()
+
+    def cancel(self, *call_ids: bytes) -> None:
+        """Requests to cancel come in."""
+        self.cancellations.add(dict.fromkeys(call_ids, "somebody asked"))
+        self.engine.cancelled(self.now_ms)
+        self.take()
 
     def records(self, *records: InputRecord, partition: InputPartition = P0) -> None:
         """Hands records over."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable
+from dataclasses import asdict, replace
 from datetime import UTC, date, datetime, time, timedelta, timezone
 from decimal import Decimal
 from pathlib import Path
@@ -18,7 +19,9 @@ from zoneinfo import ZoneInfo
 
 import numpy
 
+import pelton_schemas
 from pelton.core.call import (
+    Cancellation,
     DeadLetter,
     Failure,
     InputHeaders,
@@ -40,6 +43,7 @@ from pelton.core.spec import (
     SecretRef,
 )
 from pelton.protocol import codec, headers, payload
+from pelton.protocol.avro import Subject
 from pelton.protocol.frames import FrameReader, encode_write
 from pelton.protocol.history import append_history, read_history
 from pelton.protocol.record import Record
@@ -55,6 +59,28 @@ FAILURE = Failure("builtins.ValueError", "ünfug", "Traceback\n  line", "UNKNOWN
 TOKEN = Token(2, NOW, 1, 3, 4711)
 RING = Keyring([Key("0123456789abcdef", bytes(range(32)))], "pelton")
 
+FUNCTION_SPEC = FunctionSpec(
+    "f",
+    7,
+    "c",
+    FunctionKind.ASYNC_GENERATOR,
+    (
+        ParameterSpec("x", "POSITIONAL_OR_KEYWORD", True),
+        ParameterSpec("kw", "VAR_KEYWORD", False),
+    ),
+    "worker",
+    "outer.f",
+    "ab" * 32,
+    12,
+    5,
+    60_000,
+    "fail",
+    "What it does.",
+    ("a", "b"),
+    NOW,
+    "cd" * 32,
+)
+
 
 class Case(NamedTuple):
     """A value, and the way to bytes and back."""
@@ -62,6 +88,16 @@ class Case(NamedTuple):
     value: Any
     encode: Callable[[Any], bytes]
     decode: Callable[[bytes], Any]
+
+
+def _encode_function_spec_v1(spec: FunctionSpec) -> bytes:
+    """As versions wrote it that knew neither code nor ordering."""
+    values = {
+        **asdict(spec),
+        "kind": str(spec.kind),
+        "parameters": [asdict(parameter) for parameter in spec.parameters],
+    }
+    return Subject("function_spec", {1: pelton_schemas.versions("function_spec")[1]}).encode(values)
 
 
 def _header_bytes(encoded: list[tuple[str, bytes]]) -> bytes:
@@ -91,6 +127,7 @@ def _records() -> dict[str, Case]:
     letter = (codec.encode_dead_letter, codec.decode_dead_letter)
     status = (codec.encode_instance_status, codec.decode_instance_status)
     log = (codec.encode_log, codec.decode_log)
+    cancellation = (codec.encode_cancellation, codec.decode_cancellation)
     return {
         "invocation/plain": Case(Invocation(ID, "classify-ticket", b"payload", submitted_ms=NOW), *call),
         "invocation/full": Case(
@@ -129,28 +166,9 @@ def _records() -> dict[str, Case]:
         "dead_letter/unreadable": Case(
             DeadLetter(None, "f", FAILURE, "t", 0, 0, NOW, truncated=True), *letter
         ),
-        "function_spec/full": Case(
-            FunctionSpec(
-                "f",
-                7,
-                "c",
-                FunctionKind.ASYNC_GENERATOR,
-                (
-                    ParameterSpec("x", "POSITIONAL_OR_KEYWORD", True),
-                    ParameterSpec("kw", "VAR_KEYWORD", False),
-                ),
-                "worker",
-                "outer.f",
-                "ab" * 32,
-                12,
-                5,
-                60_000,
-                "fail",
-                "What it does.",
-                ("a", "b"),
-                NOW,
-                "cd" * 32,
-            ),
+        "function_spec/full": Case(FUNCTION_SPEC, _encode_function_spec_v1, codec.decode_function_spec),
+        "function_spec/code": Case(
+            replace(FUNCTION_SPEC, module="__main__", code="ef" * 32, ordering="key"),
             codec.encode_function_spec,
             codec.decode_function_spec,
         ),
@@ -184,6 +202,7 @@ def _records() -> dict[str, Case]:
             LogRecord(NOW, "f", "c", "i1", 124, ID, 2, "log", "text", "INFO", "root", (("k", "v"),), 3), *log
         ),
         "log_record/program": Case(LogRecord(NOW, "", "c", "i1", 124, None, 0, "stdout", "line"), *log),
+        "cancellation/full": Case(Cancellation(ID, NOW, "its stream was left"), *cancellation),
     }
 
 

@@ -115,6 +115,11 @@ class Link:
         self._thread.start()
         assert self._ready.wait(5)
 
+    @property
+    def alive(self) -> int:
+        """How many connections it carries now."""
+        return self._call(lambda connection: None)
+
     def smooth(self) -> None:
         """Carries at once and without bounds again."""
         self.delay_s = self.bytes_per_s = 0.0

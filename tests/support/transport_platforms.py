@@ -21,7 +21,7 @@ from pelton.protocol.frames import FrameReader, encode_write
 from pelton.protocol.headers import decode_input
 from pelton.protocol.headers import encode_result as encode_result_headers
 from pelton.protocol.signing import Key, Keyring
-from pelton.protocol.topics import Control, Topics, instance_key, spec_key
+from pelton.protocol.topics import CONTROL_PARTITIONS, Control, Topics, instance_key, spec_key
 from pelton.transport.channel import ChannelTransport
 from pelton.transport.config import ConnectionConfig
 from pelton.transport.kafka.admin import Admin
@@ -67,6 +67,9 @@ class Platform(Protocol):
 
     def inputs(self, function: str) -> list[LogRecord]:
         """All records in the invocations of a function."""
+
+    def cancellations(self) -> list[LogRecord]:
+        """All records in the topic of cancellations."""
 
     def trim(self, topic: str, partition: int) -> None:
         """Deletes all records of a partition, as trimming does."""
@@ -119,6 +122,14 @@ class MemoryPlatform:
         for number in range(2):
             found.extend(self.broker.records((topic, number), self.broker.bounds((topic, number))[0]))
         return found
+
+    def cancellations(self) -> list[LogRecord]:
+        topic = self.topics.control(Control.CANCELLATIONS)
+        return [
+            record
+            for number in range(CONTROL_PARTITIONS)
+            for record in self.broker.records((topic, number), 0)
+        ]
 
     def trim(self, topic: str, partition: int) -> None:
         self.broker.delete_records(topic, partition, self.broker.bounds((topic, partition))[1])
@@ -276,6 +287,14 @@ class KafkaPlatform:
         topic = self.topics.invocations(function)
         found: list[LogRecord] = []
         for (_, number), (start, end) in self.admin.watermarks([(topic, 0), (topic, 1)]).items():
+            found.extend(self._ranges.read_range(topic, number, start, end))
+        return found
+
+    def cancellations(self) -> list[LogRecord]:
+        topic = self.topics.control(Control.CANCELLATIONS)
+        places = [(topic, number) for number in range(CONTROL_PARTITIONS)]
+        found: list[LogRecord] = []
+        for (_, number), (start, end) in self.admin.watermarks(places).items():
             found.extend(self._ranges.read_range(topic, number, start, end))
         return found
 

@@ -13,6 +13,7 @@ from zoneinfo import ZoneInfo
 from hypothesis import strategies as st
 
 from pelton.core.call import (
+    Cancellation,
     DeadLetter,
     Failure,
     InputHeaders,
@@ -173,6 +174,7 @@ logs = st.builds(
     st.lists(st.tuples(texts, texts), max_size=3).map(tuple),
     counts,
 )
+cancellations = st.builds(Cancellation, call_ids, counts, texts)
 
 
 class Colour(enum.Enum):

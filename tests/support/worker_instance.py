@@ -11,7 +11,7 @@ import sys
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -152,18 +152,31 @@ class Platform:
     Args:
         bootstrap_servers: the broker.
         folder: for bundles, keys and instance files.
+        store, store_options: object store of large payloads.
 
     Attributes:
         program: module and arguments that instances are started with from now on.
     """
 
-    def __init__(self, bootstrap_servers: str, folder: Path) -> None:
+    def __init__(
+        self,
+        bootstrap_servers: str,
+        folder: Path,
+        store: str = "",
+        store_options: Mapping[str, str] | None = None,
+    ) -> None:
         self.namespace = "n" + uuid.uuid4().hex[:8]
         self.folder = folder
         self.topics = Topics(self.namespace)
         self.key_file = folder / "namespace.key"
         self.keyring = Keyring.create(self.key_file, self.namespace)
-        self.config = ConnectionConfig(bootstrap_servers, self.namespace, key_file=self.key_file)
+        self.config = ConnectionConfig(
+            bootstrap_servers,
+            self.namespace,
+            key_file=self.key_file,
+            store=store,
+            store_options=store_options or {},
+        )
         self.admin = Admin(self.config)
         self.producer = RecordProducer(self.config)
         self.ranges = RangeReader(self.config)
@@ -253,6 +266,8 @@ class Platform:
             "bootstrap_servers": self.config.bootstrap_servers,
             "security": {},
             "key_file": str(self.key_file),
+            "store": self.config.store,
+            "store_options": dict(self.config.store_options),
             "container": CONTAINER,
             "instance": name,
             "bundles": str(self.folder / "bundles"),

@@ -7,7 +7,8 @@ from collections import Counter
 from collections.abc import Iterator
 
 from pelton.core.attempts import EngineSettings
-from pelton.core.call import Failure, InputHeaders, InputPartition, Result
+from pelton.core.call import Failure, InputHeaders, InputPartition, InputTopic, Result
+from pelton.core.cancelling import Cancellations
 from pelton.core.decisions import (
     Action,
     Commit,
@@ -16,6 +17,7 @@ from pelton.core.decisions import (
     InputRecord,
     Interrupt,
     Pause,
+    ReadCancellations,
     ReadResults,
     Released,
     Resume,
@@ -35,8 +37,10 @@ from support.world_parts import (
     SESSION_MS,
     Broken,
     Call,
+    Cancels,
     Execution,
     Instance,
+    Keys,
     Sent,
     judge_call,
 )
@@ -53,12 +57,18 @@ class World:
         slow: float = 0.0,
         streams: bool | None = None,
         nested: bool = False,
+        cancels: bool = False,
+        keys: bool = False,
+        cancellations: type[Cancellations] = Cancellations,
         engine: type[Engine] = Engine,
         fold: type[Fold] = Fold,
     ) -> None:
         self.rng = rng
         self.shuffle_chance, self.slow, self.nested = shuffle, slow, nested
         self.engine_type, self.fold_type = engine, fold
+        self.cancellations_type = cancellations
+        self.keys = Keys(keys)
+        self.cancels = Cancels(0.02 if cancels else 0.0)
         self.now_ms = 1_000
         self.streams = rng.random() < 0.5 if streams is None else streams
         self.logs: dict[InputPartition, list[tuple[InputHeaders, bytes]]] = {tp: [] for tp in PARTITIONS}
@@ -105,8 +115,11 @@ class World:
             window=5,
             isolated=1,
             parked_per_depth=2,
+            ordered=self.keys.ordered,
         )
-        instance = Instance(f"i{self.born}", self.engine_type(settings, self.rng.random))
+        known = self.cancellations_type()
+        engine = self.engine_type(settings, self.rng.random, known)
+        instance = Instance(f"i{self.born}", engine, cancellations=known)
         instance.engine.capacity(self.now_ms, 1 if self.nested else 3)
         instance.shared = self.born * 1000
         self.instances.append(instance)
@@ -153,6 +166,10 @@ class World:
         elif isinstance(action, Start):
             self.next_execution += 1
             call = self.calls[int.from_bytes(action.call_id, "big")]
+            partition = InputPartition(InputTopic(action.token.topic), action.token.partition)
+            if self.cancels.concern(call, instance.cancels_before.get(partition, 0)):
+                raise Broken(f"C {call} started, and its cancellation was in the log before the assignment")
+            self.keys.start(self, instance, call)
             executor = -self.next_execution if action.isolated else instance.shared
             self.executions[call.number] += 1
             execution = Execution(self.next_execution, action.run_id, call, executor)
@@ -170,6 +187,12 @@ class World:
                 instance.positions.pop(partition, None)
                 instance.revoking.discard(partition)
                 self.owned.get(instance.member, set()).discard(partition)
+        elif isinstance(action, Interrupt) and action.cancelled:
+            if action.run_id in instance.executions:
+                execution = instance.executions[action.run_id]
+                execution.to_stop, execution.deadly = True, execution.deadly or action.forced
+        elif isinstance(action, ReadCancellations):
+            self.cancels.ask_to_read(self, instance, action)
         elif isinstance(action, Interrupt):
             if instance.executions.pop(action.run_id, None) is not None:
                 instance.inbox.append(lambda: instance.engine.finished(self.now_ms, action.run_id, b"", None))
@@ -353,6 +376,7 @@ class World:
                 end = len(self.logs[partition])
                 start = instance.engine.assigned(self.now_ms, partition, self.committed[partition], 0, end)
                 instance.positions[partition] = start
+                instance.cancels_before[partition] = len(self.cancels.asked)
                 instance.paused.discard(partition)
             self.carry_out(instance)
 
@@ -369,7 +393,7 @@ class World:
         """The next call is accepted."""
         if self.pending:
             call = self.pending.pop(0)
-            log = self.logs[PARTITIONS[self.rng.randrange(3)]]
+            log = self.logs[self.keys.partition(self, call)]
             log.append((InputHeaders(call.id, "f"), b"body"))
 
     def act(self, instance: Instance) -> None:
@@ -381,6 +405,9 @@ class World:
             choices += ["step"] * 2
         if instance.positions:
             choices += ["poll"] * 2
+        if instance.reads_from_ms <= self.now_ms:
+            choices += ["reads"] * len(instance.reads)
+            choices += ["cancels"] * (instance.cancels_read < len(self.cancels.asked))
         choice = self.rng.choice(choices)
         if choice == "inbox":
             instance.inbox.pop(0)()
@@ -389,6 +416,10 @@ class World:
                 self.step(instance, self.rng.choice(list(instance.executions.values())))
         elif choice == "poll":
             self.poll(instance, self.rng.choice(list(instance.positions)))
+        elif choice == "reads":
+            instance.reads.pop(0)()
+        elif choice == "cancels":
+            self.cancels.read(self, instance, instance.cancels_read + 1)
         else:
             instance.engine.tick(self.now_ms)
         if instance in self.instances:
@@ -401,12 +432,15 @@ class World:
         if at < len(log) and partition not in instance.revoking and partition not in instance.paused:
             instance.positions[partition] = at + 1
             headers, body = log[at]
-            record = InputRecord(at, headers, body, headers.call_id)
+            key = self.keys.of(self.calls[int.from_bytes(headers.call_id, "big")])
+            record = InputRecord(at, headers, body, key)
             instance.engine.records(self.now_ms, partition, [record])
 
     def step(self, instance: Instance, execution: Execution) -> None:
         """User code goes one step on."""
         call = execution.call
+        if execution.to_stop and self._stop(instance, execution):
+            return
         if call.kind == "kill-instance":
             self.crash(instance)
         elif call.kind == "kill-executor":
@@ -422,6 +456,26 @@ class World:
             failure = Failure("ValueError", "no") if call.kind == "fail" else None
             value = None if failure else str(execution.id).encode()
             instance.engine.finished(self.now_ms, execution.run_id, value, failure)
+
+    def _stop(self, instance: Instance, execution: Execution) -> bool:
+        """User code that was told to stop: it ends, or goes on, or is killed for that."""
+        fate = self.rng.random()
+        if execution.child is not None and not execution.granted:
+            if not execution.asked and fate < 0.5:
+                execution.asked = True
+                instance.engine.unparked(self.now_ms, execution.run_id)
+            elif execution.deadly and fate > 0.8:
+                self.kill_executor(instance, execution.executor)
+            return True
+        if fate < 0.6:
+            del instance.executions[execution.run_id]
+            failure = Failure("CancelledError", "", code="CANCELLED")
+            instance.engine.finished(self.now_ms, execution.run_id, None, failure)
+            return True
+        if execution.deadly and fate > 0.9:
+            self.kill_executor(instance, execution.executor)
+            return True
+        return False
 
     def _nest(self, instance: Instance, execution: Execution) -> bool:
         """Calls the same function, waits, comes back; True once the code may go on."""
@@ -467,6 +521,9 @@ class World:
             self.submit()
         if self.faults:
             self.fault()
+        if self.cancels.chance and self.rng.random() < self.cancels.chance:
+            self.cancels.asked.append(self.rng.choice(list(self.calls.values())))
+            self.trace.append(f"{self.now_ms} cancel {self.cancels.asked[-1]}")
         count = len(self.instances)
         if self.rng.random() < (0.2 if count < 2 else 0.004 if self.faults and count < 4 else 0):
             self.spawn()

@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from pelton.core.call import InputPartition, InputTopic
-from pelton.core.decisions import Commit, SendDeadLetter, SendInput, SendResult
+from pelton.core.cancelling import Cancellations
+from pelton.core.decisions import Commit, ReadCancellations, SendDeadLetter, SendInput, SendResult
 from pelton.core.engine import Engine
 from pelton.core.fold import Fold
 
@@ -59,6 +60,8 @@ class Execution:
     child: Call | None = None
     asked: bool = False
     granted: bool = False
+    to_stop: bool = False
+    deadly: bool = False
 
 
 @dataclass(eq=False)
@@ -81,6 +84,91 @@ class Instance:
     paused: set[InputPartition] = field(default_factory=set)
     executions: dict[int, Execution] = field(default_factory=dict)
     shared: int = 0
+    cancellations: Cancellations = field(default_factory=Cancellations)
+    cancels_read: int = 0
+    reads_from_ms: int = 0
+    reads: list[Callable[[], None]] = field(default_factory=list)
+    cancels_before: dict[InputPartition, int] = field(default_factory=dict)
+
+
+class Cancels:
+    """The topic of requests to cancel, and how instances read it.
+
+    Attributes:
+        chance: of a request in each round; without one, reading takes no time.
+        asked: whose end was asked for, in order.
+    """
+
+    def __init__(self, chance: float) -> None:
+        self.chance = chance
+        self.asked: list[Call] = []
+
+    def concern(self, call: Call, end: int | None = None) -> bool:
+        """Whether one of the first requests is about a call, or about one above it."""
+        above = {call.ancestry[at : at + 16] for at in range(0, len(call.ancestry), 16)}
+        return any(each.id == call.id or each.id in above for each in self.asked[:end])
+
+    def read(self, world: World, instance: Instance, end: int) -> None:
+        """An instance reads requests."""
+        if instance.cancels_read < end:
+            fresh = self.asked[instance.cancels_read : end]
+            instance.cancels_read = end
+            instance.cancellations.add({call.id: "r" for call in fresh})
+            instance.engine.cancelled(world.now_ms)
+
+    def ask_to_read(self, world: World, instance: Instance, action: ReadCancellations) -> None:
+        """An instance wants to have read all there are by now; that takes its time."""
+        end = len(self.asked)
+
+        def answer() -> None:
+            self.read(world, instance, end)
+            instance.engine.cancellations_read(world.now_ms, action.partition, action.epoch)
+
+        if not self.chance:
+            answer()
+            return
+        instance.reads.append(answer)
+        instance.reads_from_ms = world.now_ms + world.rng.randint(0, 4000)
+
+
+class Keys:
+    """Keys of calls, and what the order of their starts has to be.
+
+    Attributes:
+        ordered: whether the function has key order.
+        started: offset of the latest call of a key that an owner started.
+    """
+
+    def __init__(self, ordered: bool) -> None:
+        self.ordered = ordered
+        self.started: dict[bytes, int] = {}
+
+    def of(self, call: Call) -> bytes:
+        """The record key of a call: one of two, or its id; nested calls have none of the two."""
+        keyed = self.ordered and not call.ancestry and call.number % 5
+        return b"k%d" % (call.number % 2) if keyed else call.id
+
+    def partition(self, world: World, call: Call) -> InputPartition:
+        """Where the record of a call goes."""
+        key = self.of(call)
+        return PARTITIONS[world.rng.randrange(3) if key == call.id else key[1] - ord("0")]
+
+    def start(self, world: World, instance: Instance, call: Call) -> None:
+        """A call starts: among those with its key nothing that came after it may have started before.
+
+        Owners that were expelled while they were frozen may start what they still hold.
+        """
+        key = self.of(call)
+        if key == call.id:
+            return
+        partition = self.partition(world, call)
+        if partition not in world.owned.get(instance.member, ()) or instance.member not in world.members:
+            return
+        offset = next(at for at, (found, _) in enumerate(world.logs[partition]) if found.call_id == call.id)
+        if offset < self.started.get(key, -1):
+            raise Broken(f"K {call} started after the call at {self.started[key]} of its key {key!r}")
+        self.started[key] = offset
+        world.counters["keyed_starts"] += 1
 
 
 def judge_call(world: World, call: Call, fold: Fold, chunks: list[bytes]) -> None:
@@ -103,6 +191,11 @@ def judge_call(world: World, call: Call, fold: Fold, chunks: list[bytes]) -> Non
         raise Broken(f"P3 {call} chunks {parts}")
     if len({who for who, _ in parts}) > 1:
         raise Broken(f"P3 {call} mixes executions {parts}")
+    if outcome.failure is not None and outcome.failure.code == "CANCELLED":
+        if not world.cancels.concern(call):
+            raise Broken(f"C {call} ended as cancelled, and nobody asked for that")
+        world.counters["ended_cancelled"] += 1
+        return
     if not world.executions[call.number]:
         if outcome.failure is None or outcome.failure.code != "UNAVAILABLE":
             raise Broken(f"P2 {call} ended {outcome} and never ran")

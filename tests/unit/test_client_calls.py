@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
+import sys
 import threading
 import uuid
 from collections.abc import Iterator
+from types import SimpleNamespace
 
 import pytest
 
@@ -142,7 +144,7 @@ def test_arguments_are_bound_before_anything_is_sent(
     with pytest.raises(TypeError, match=r"^classify\(\) takes 1 positional argument but 2 were given$"):
         classify.submit(1, 2)
     with pytest.raises(UnsupportedType):
-        classify(object())
+        classify(threading.Lock())
     assert transport.sent == {}
 
 
@@ -291,15 +293,6 @@ def test_as_asyncio_carries_errors(transport: ScriptedTransport, classify: Funct
     asyncio.run(main())
 
 
-def test_cancel_does_nothing_in_this_version(transport: ScriptedTransport, classify: FunctionRef) -> None:
-    """The future ends by its outcome alone."""
-    future = classify.async_call(1)
-    assert future.cancel() is False
-    assert not future.cancelled()
-    transport.answer(transport.last.call_id, 1)
-    assert future.result(0) == 1
-
-
 def test_futures_work_with_the_standard_library(transport: ScriptedTransport, classify: FunctionRef) -> None:
     """`wait` and `as_completed` of concurrent.futures see the end."""
     first, second = classify.async_call(1), classify.async_call(2)
@@ -374,7 +367,8 @@ def test_a_plain_call_on_a_loop_warns_once(
 
     asyncio.run(main())
     futures.forget_warning()
-    monkeypatch.setitem(__import__("sys").modules, "ipykernel", object())
+    kernel = SimpleNamespace(IPKernelApp=SimpleNamespace(initialized=lambda: True))
+    monkeypatch.setitem(sys.modules, "ipykernel.kernelapp", kernel)
 
     async def notebook() -> object:
         return classify(1)
@@ -382,13 +376,13 @@ def test_a_plain_call_on_a_loop_warns_once(
     assert asyncio.run(notebook()) == 1
 
 
-def test_interrupting_a_plain_call_detaches(
+def test_interrupting_a_plain_call_cancels_it(
     transport: ScriptedTransport,
     classify: FunctionRef,
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Ctrl-C stops the waiting, not the call, and stderr says how to find it again."""
+    """Ctrl-C in `f(x)` cancels the call and says so: nobody has its future."""
 
     def interrupted(self: CallFuture[object], timeout: float | None = None) -> object:
         raise KeyboardInterrupt
@@ -397,8 +391,11 @@ def test_interrupting_a_plain_call_detaches(
     with pytest.raises(KeyboardInterrupt):
         classify(1)
     text = call_id_text(transport.last.call_id)
-    assert f"call {text} goes on" in capsys.readouterr().err
+    transport.accept(transport.last.call_id)
+    assert session.flush(5) == 0
+    assert f"cancelling call {text}" in capsys.readouterr().err
     assert transport.forgotten == [transport.last.call_id]
+    assert transport.cancelled == {transport.last.call_id: "its caller was interrupted"}
 
 
 def test_the_result_of_a_generator_is_the_list(transport: ScriptedTransport) -> None:
@@ -464,7 +461,7 @@ def test_closing_ends_open_futures_and_counts_aloud(
     future = classify.async_call(1)
     transport.unacknowledged = 1
     assert session.close(2.5) == 1
-    assert transport.closed_with == 2.5
+    assert transport.closed_with == pytest.approx(2.5, abs=0.1)
     with pytest.raises(TransportError, match="the call goes on, and attach"):
         future.result(0)
     said = capsys.readouterr().err

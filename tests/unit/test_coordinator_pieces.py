@@ -18,6 +18,7 @@ from pelton.core.decisions import (
     Credit,
     InputRecord,
     Interrupt,
+    ReadCancellations,
     SendResult,
     Start,
 )
@@ -255,6 +256,8 @@ def test_coordinator_time_of_an_isolated_attempt_counts_from_its_begin() -> None
             for action in actions:
                 if isinstance(action, Commit):
                     engine.committed(now, action.commit_id, CommitOutcome.OK)
+                elif isinstance(action, ReadCancellations):
+                    engine.cancellations_read(now, action.partition, action.epoch)
                 elif isinstance(action, SendResult):
                     engine.reported(now, action.send_id, True, 0)
             actions = engine.take()

@@ -10,6 +10,7 @@ import pytest
 from pelton.errors import DeployError, SignatureError
 from pelton.protocol.signing import Keyring, new_key
 from pelton_platform.deploy import bundles
+from pelton_platform.deploy.sources import Source
 
 KEYRING = Keyring([new_key()], "test")
 
@@ -54,7 +55,7 @@ def files_of(folder: Path) -> set[str]:
 
 def test_deploy_bundle_holds_sources_and_data_only(sources: Path, shelf: Path) -> None:
     """Caches, environments, hidden and compiled files stay out; links and run bits stay what they are."""
-    bundle = bundles.store(sources, shelf, KEYRING)
+    bundle = bundles.store(Source("worker.py", sources), shelf, KEYRING)
     assert bundle.new
     assert files_of(bundle.folder) == {
         "worker.py",
@@ -71,17 +72,17 @@ def test_deploy_bundle_holds_sources_and_data_only(sources: Path, shelf: Path) -
 
 def test_deploy_bundle_is_named_by_its_content(sources: Path, shelf: Path) -> None:
     """The same content is stored once; another byte, name or run bit makes another bundle."""
-    first = bundles.store(sources, shelf, KEYRING)
+    first = bundles.store(Source("worker.py", sources), shelf, KEYRING)
     os.utime(sources / "worker.py", (1, 1))
-    again = bundles.store(sources, shelf, KEYRING)
+    again = bundles.store(Source("worker.py", sources), shelf, KEYRING)
     assert (again.digest, again.new) == (first.digest, False)
     digests = {first.digest}
     (sources / "worker.py").write_text("x = 2\n")
-    digests.add(bundles.store(sources, shelf, KEYRING).digest)
+    digests.add(bundles.store(Source("worker.py", sources), shelf, KEYRING).digest)
     (sources / "run.sh").chmod(0o644)
-    digests.add(bundles.store(sources, shelf, KEYRING).digest)
+    digests.add(bundles.store(Source("worker.py", sources), shelf, KEYRING).digest)
     (sources / "data/words.csv").rename(sources / "data/other.csv")
-    digests.add(bundles.store(sources, shelf, KEYRING).digest)
+    digests.add(bundles.store(Source("worker.py", sources), shelf, KEYRING).digest)
     assert len(digests) == 4
     assert sorted(digests) == sorted(p.name for p in shelf.iterdir() if p.is_dir())
 
@@ -92,7 +93,7 @@ def test_deploy_bundle_over_the_limit_names_the_largest(sources: Path, shelf: Pa
     with pytest.raises(
         DeployError, match=r"more than the limit of 1 MiB; the largest are model\.bin \(1\.9 MiB\)"
     ):
-        bundles.store(sources, shelf, KEYRING, limit_bytes=1 << 20)
+        bundles.store(Source("worker.py", sources), shelf, KEYRING, limit_bytes=1 << 20)
     assert list(shelf.iterdir()) == []
 
 
@@ -102,7 +103,7 @@ def test_deploy_bundle_refuses_links_that_leave_it(sources: Path, shelf: Path, t
     (sources.parent / "outside.py").write_text("secret")
     os.symlink(target, sources / "leak.py")
     with pytest.raises(DeployError, match=r"leak\.py is a link to .* not in the folder"):
-        bundles.store(sources, shelf, KEYRING)
+        bundles.store(Source("worker.py", sources), shelf, KEYRING)
     assert list(shelf.iterdir()) == []
 
 
@@ -110,7 +111,7 @@ def test_deploy_bundle_refuses_dangling_links(sources: Path, shelf: Path) -> Non
     """A link to nothing is refused by name."""
     os.symlink("nothing.py", sources / "dangling.py")
     with pytest.raises(DeployError, match=r"dangling\.py is a link to nothing\.py, which does not exist"):
-        bundles.store(sources, shelf, KEYRING)
+        bundles.store(Source("worker.py", sources), shelf, KEYRING)
 
 
 def _overwrite(path: Path, text: str) -> None:
@@ -148,19 +149,19 @@ def test_deploy_tampered_bundle_is_refused(
     sources: Path, shelf: Path, tamper: object, complaint: str
 ) -> None:
     """Changed, missing and added code, changed links and a missing manifest are all found."""
-    bundle = bundles.store(sources, shelf, KEYRING)
+    bundle = bundles.store(Source("worker.py", sources), shelf, KEYRING)
     assert callable(tamper)
     tamper(bundle.folder)
     with pytest.raises(SignatureError, match=complaint):
         bundles.verify(bundle.digest, shelf, KEYRING)
-    mended = bundles.store(sources, shelf, KEYRING)
+    mended = bundles.store(Source("worker.py", sources), shelf, KEYRING)
     assert (mended.digest, mended.new) == (bundle.digest, True)
     assert bundles.verify(bundle.digest, shelf, KEYRING) == bundle.folder
 
 
 def test_deploy_bundle_of_another_key_or_name_is_refused(sources: Path, shelf: Path) -> None:
     """A manifest counts only under the digest it describes and with a key of the namespace."""
-    bundle = bundles.store(sources, shelf, KEYRING)
+    bundle = bundles.store(Source("worker.py", sources), shelf, KEYRING)
     with pytest.raises(SignatureError):
         bundles.verify(bundle.digest, shelf, Keyring([new_key()], "test"))
     with pytest.raises(SignatureError):
@@ -174,7 +175,7 @@ def test_deploy_bundle_of_another_key_or_name_is_refused(sources: Path, shelf: P
 
 def test_deploy_data_written_beside_the_sources_is_left_alone(sources: Path, shelf: Path) -> None:
     """A file that a program wrote into its folder and that Python cannot import does not spoil the bundle."""
-    bundle = bundles.store(sources, shelf, KEYRING)
+    bundle = bundles.store(Source("worker.py", sources), shelf, KEYRING)
     (bundle.folder / "state.sqlite").write_text("rows")
     assert bundles.verify(bundle.digest, shelf, KEYRING) == bundle.folder
 
@@ -184,6 +185,6 @@ def test_deploy_bundle_leaves_the_platforms_home_out(sources: Path) -> None:
     shelf = sources / "platform-home" / "bundles"
     shelf.mkdir(parents=True)
     (shelf.parent / "records.log").write_text("data of the broker")
-    first = bundles.store(sources, shelf, KEYRING)
+    first = bundles.store(Source("worker.py", sources), shelf, KEYRING)
     assert not [name for name in files_of(first.folder) if name.startswith("platform-home")]
-    assert not bundles.store(sources, shelf, KEYRING).new
+    assert not bundles.store(Source("worker.py", sources), shelf, KEYRING).new

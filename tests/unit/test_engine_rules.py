@@ -46,6 +46,7 @@ def test_nothing_is_dispatched_before_the_epoch_is_committed() -> None:
     desk = Desk()
     desk.engine.assigned(desk.now_ms, P0, None, 0, 0)
     desk.records(record(0))
+    desk.read_cancellations()
     assert desk.starts() == []
     desk.acknowledge_commits()
     (start,) = desk.starts()
@@ -65,6 +66,7 @@ def test_a_refused_epoch_is_repeated() -> None:
     desk = Desk()
     desk.engine.assigned(desk.now_ms, P0, None, 0, 0)
     desk.records(record(0))
+    desk.read_cancellations()
     desk.acknowledge_commits(CommitOutcome.REFUSED)
     assert desk.starts() == []
     desk.after(1000)
@@ -497,6 +499,7 @@ def test_missing_or_unreadable_metadata_makes_everything_a_suspect() -> None:
     desk = Desk()
     desk.engine.assigned(desk.now_ms, P0, (0, "foreign"), 0, 2)
     desk.acknowledge_commits()
+    desk.read_cancellations()
     desk.records(record(0), record(1), record(2))
     assert [start.call_id for start in desk.starts()] == [call_id(2)]
 

@@ -7,6 +7,8 @@ import contextlib
 import dataclasses
 import enum
 import logging
+import sys
+import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
 
@@ -224,7 +226,12 @@ def test_whatever_user_code_raises_becomes_a_failure(
 
 @pytest.mark.parametrize(
     ("value", "expected"),
-    [(object(), "UnsupportedType"), (b"x" * 600_000, "PayloadTooLarge"), (lambda: 1, "UnsupportedType")],
+    [
+        (threading.Lock(), "UnsupportedType"),
+        (b"x" * 600_000, "PayloadTooLarge"),
+        ([sys._getframe()], "UnsupportedType"),
+    ],
+    ids=["lock", "large", "frame"],
 )
 def test_a_result_that_cannot_travel_is_a_small_failure(value: Any, expected: str) -> None:
     """It names the reason and is no endless retry."""
@@ -295,7 +302,7 @@ def test_a_chunk_that_cannot_travel_ends_the_stream_and_closes_it(caplog: pytest
     def generator() -> Iterator[Any]:
         try:
             yield 1
-            yield object()
+            yield threading.Lock()
         finally:
             raise ValueError("on close")
 

@@ -132,7 +132,7 @@ def test_local_runs_the_bare_function() -> None:
         {"retries": 3},
         {"retry_policy": object()},
         {"on_stream_failure": "resume"},
-        {"ordering": "key"},
+        {"ordering": "fifo"},
         {"schedule": "1m"},
         {"trigger": object()},
     ],
@@ -278,9 +278,27 @@ def test_a_program_has_one_instance_unless_told() -> None:
     assert Container(name="c").min_instances == 0
 
 
-def test_options_has_no_options_yet() -> None:
-    """None given changes nothing; any given is refused."""
+def test_options_are_refused_unless_they_mean_something() -> None:
+    """A key needs a function with key order; all others are for other versions."""
     made = function(name="optional")(classify)
-    assert made.options() is made
+    assert made.options().name == "optional"
     with pytest.raises(UnsupportedOption, match="delay"):
         made.options(delay=None)
+    with pytest.raises(UnsupportedOption, match='give it ordering="key"'):
+        made.options(key="k")
+
+
+@pytest.mark.parametrize("key", ["", True, 1.5, b"k", "\ud800", "x" * 513, ("a",)])
+def test_keys_that_are_none_are_refused(key: Any) -> None:
+    """At once, with what a key is."""
+    made = function(name="keyed", ordering="key")(classify)
+    with pytest.raises(DefinitionError, match="key"):
+        made.options(key=key)
+
+
+def test_options_leave_the_function_as_it_is() -> None:
+    """They are for the calls made with what comes back."""
+    made = function(name="keyed", ordering="key")(classify)
+    assert made.options(key=7)._key == "7"
+    assert made.options(key="ü").options()._key is None
+    assert made._key is None

@@ -7,9 +7,11 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
+import msgspec
 import pytest
 
 from pelton.errors import SignatureError, TransportError
@@ -121,6 +123,18 @@ def test_supervisor_check_disk(around: Surroundings, monkeypatch: pytest.MonkeyP
     usage.free = 100 << 20
     finding = only(checks.check_disk(around))
     assert (finding.state, "make room, or set PELTON_HOME" in finding.text) == ("failed", True)
+
+
+def test_supervisor_check_payloads(around: Surroundings) -> None:
+    """A folder that takes a file; one that cannot be made is told with the settings that name it."""
+    (found,) = checks.check_payloads(around)
+    assert (found.state, "takes payloads above 512 KiB" in found.text) == ("ok", True)
+    assert list(around.home.payloads.iterdir()) == []
+    file = around.home.root / "file"
+    file.touch()
+    settings = msgspec.structs.replace(around.settings, store=(file / "store").as_uri())
+    (found,) = checks.check_payloads(replace(around, settings=settings))
+    assert (found.state, "see PELTON_STORE" in found.text) == ("failed", True)
 
 
 def test_supervisor_check_port(around: Surroundings) -> None:

@@ -91,9 +91,40 @@ def test_broken_context_is_said_and_not_passed_over(tmp_path: Path, text: str) -
         find_context(environ={"PELTON_HOME": str(tmp_path)}, folder=tmp_path)
 
 
+def test_the_object_store_is_named_like_everything_else(tmp_path: Path) -> None:
+    """By the context of a platform, by a project, and by the environment, which wins."""
+    options = {"endpoint": "http://127.0.0.1:1", "region": "r"}
+    environ = write_context(tmp_path / "home", store="file:///a", store_options=options, pid=os.getpid())
+    found = find_context(environ=environ, folder=tmp_path)
+    assert (found.store, dict(found.store_options)) == ("file:///a", options)
+    environ |= {"PELTON_STORE": "s3://b/c", "PELTON_STORE_OPTIONS": '{"region": "q"}'}
+    found = find_context(environ=environ, folder=tmp_path)
+    assert (found.store, found.store_options["region"]) == ("s3://b/c", "q")
+    (tmp_path / "pelton.toml").write_text(
+        'bootstrap_servers = "h:1"\nstore = "s3://d"\n[store_options]\nregion = "p"\n'
+    )
+    found = find_context(environ={}, folder=tmp_path)
+    assert (found.store, dict(found.store_options)) == ("s3://d", {"region": "p"})
+    assert ConnectionConfig("h:1", home=tmp_path).store == ""
+    for text in ("[]", "no json"):
+        with pytest.raises(ValueError, match="PELTON_STORE_OPTIONS is no JSON object"):
+            find_context(environ={"PELTON_STORE_OPTIONS": text}, folder=tmp_path)
+
+
+@pytest.mark.parametrize("store", ["/folder", "file://folder", "file:folder", "ftp://host/x", "s3:///prefix"])
+def test_an_address_that_names_no_store_is_refused(store: str) -> None:
+    """Before anything is connected; the message shows what one looks like."""
+    with pytest.raises(ValueError, match=r"give (file:///folder|s3://bucket/prefix)"):
+        ConnectionConfig("h:1", store=store)
+
+
 def test_secrets_are_never_shown_and_the_config_travels_to_processes() -> None:
     """Neither `repr` nor `str` holds a value of the security settings; a pickled config is equal."""
-    config = ConnectionConfig("h:1", security={"sasl.password": "hunter2"})
+    options = {"secret_access_key": "hunter2"}
+    config = ConnectionConfig(
+        "h:1", security={"sasl.password": "hunter2"}, store="s3://b", store_options=options
+    )
+    assert "secret_access_key" in repr(config)
     assert "hunter2" not in repr(config)
     assert "hunter2" not in str(config)
     assert "sasl.password" in repr(config)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import pytest
-from confluent_kafka import KafkaError
+from confluent_kafka import KafkaError, KafkaException, TopicPartition
 
 from pelton.errors import TransportError
 from pelton.transport.config import ConnectionConfig
@@ -151,3 +151,28 @@ def test_ranges_time_runs_out_however_many_consumers_were_tried(monkeypatch: pyt
     with pytest.raises(TransportError, match="took too long"):
         list(reader(monkeypatch, consumers).read({PLACE: (0, 1)}, 0.2))
     assert len(consumers.made) > 1
+
+
+class Forgetful:
+    """A consumer that goes by an old answer about a topic until it is made to ask again."""
+
+    def __init__(self) -> None:
+        self.asked_again: list[str] = []
+
+    def offsets_for_times(self, places: Sequence[Any], timeout: float) -> Sequence[Any]:
+        if not self.asked_again:
+            raise KafkaException(KafkaError(KafkaError._UNKNOWN_PARTITION))
+        return [TopicPartition(place.topic, place.partition, 7) for place in places]
+
+    def list_topics(self, topic: str, timeout: float) -> None:
+        self.asked_again.append(topic)
+
+
+def test_ranges_a_partition_that_is_unknown_is_asked_for_again() -> None:
+    """A broker that comes back has no leaders for a moment; the client would keep to that for 10 s."""
+    consumer = Forgetful()
+    began = time.monotonic()
+    found = ranges.ask_offsets(consumer, [PLACE], ranges.LATEST, 10.0, "here")  # type: ignore[arg-type]
+    assert found == {PLACE: 7}
+    assert consumer.asked_again == [PLACE[0]]
+    assert time.monotonic() - began < 5

@@ -30,8 +30,11 @@ def call(
     timeout: Annotated[
         float | None, typer.Option(help="Seconds to wait for the result; then detach.")
     ] = None,
+    key: Annotated[
+        str | None, typer.Option(help="Ordering key: calls with one key start in order. A function's choice.")
+    ] = None,
 ) -> None:
-    """Call a function and print its value, or its chunks.
+    """Call a function and print its value, or its chunks; Ctrl-C cancels the call.
 
     With --json each chunk, and at last the outcome, is one JSON object on a line of its own.
     """
@@ -39,7 +42,7 @@ def call(
     from pelton.references import function_ref
 
     positional, keywords = parse_arguments(arguments or [])
-    function = function_ref(name)
+    function = function_ref(name) if key is None else function_ref(name).options(key=key)
     connection = session.current()
     try:
         if submit:
@@ -117,6 +120,9 @@ def _run_value(
         follower.follow(future.call_id)
     try:
         value = future.result(timeout)
+    except KeyboardInterrupt:
+        future.leave(aloud=True)
+        raise
     except CallFailed as error:
         _fail(error, as_json)
     except TimeoutError:

@@ -33,7 +33,7 @@ FunctionOption = Annotated[str | None, typer.Option("--function", help="Look onl
 def list_calls(
     function: FunctionOption = None,
     state: Annotated[
-        str | None, typer.Option(help="Only waiting, running, succeeded or failed ones.")
+        str | None, typer.Option(help="Only waiting, running, succeeded, failed or cancelled ones.")
     ] = None,
     since: Annotated[str, typer.Option(help="How far back finished calls are shown: 10m, 2h, 1d.")] = "1h",
     limit: Annotated[int, typer.Option(min=1, help="Most calls to show, newest first.")] = 50,
@@ -53,7 +53,7 @@ def list_calls(
     now_ms = broker_now_ms(find_context())
     since_ms = now_ms - int(match[1]) * _UNITS_MS[match[2]]
     entries: list[CallEntry] = []
-    with _book(function) as (book, specs):
+    with open_book(function) as (book, specs):
         for spec in specs:
             # Results first: a call that ends meanwhile is then still found among the waiting ones.
             seen = book.results(spec, since_ms, most=max(MOST_RESULTS, limit))
@@ -147,7 +147,8 @@ def show_result(call: CallIdArgument, function: FunctionOption = None, as_json: 
 
 
 @contextmanager
-def _book(function: str | None) -> Iterator[tuple[CallBook, list[FunctionSpec]]]:
+def open_book(function: str | None) -> Iterator[tuple[CallBook, list[FunctionSpec]]]:
+    """Give a book of calls, and the functions to look at: the named one, else all."""
     from pelton_platform.deploy.callbook import CallBook
 
     with open_registry() as (config, registry):
@@ -169,15 +170,15 @@ def _not_deployed(function: str) -> Exception:
 
 
 def _find(call: str, function: str | None) -> CallEntry:
-    call_id = _parsed(call)
-    with _book(function) as (book, specs):
+    call_id = parsed_id(call)
+    with open_book(function) as (book, specs):
         return _known(book.find(specs, call_id), call)
 
 
 def _find_family(call: str, function: str | None) -> tuple[CallEntry, list[CallEntry]]:
     """A call and all that have the same root, whichever functions they are of."""
-    call_id = _parsed(call)
-    with _book(None) as (book, specs):
+    call_id = parsed_id(call)
+    with open_book(None) as (book, specs):
         own = [spec for spec in specs if function in (None, spec.name)]
         if not own and function is not None:
             raise _not_deployed(function)
@@ -185,7 +186,8 @@ def _find_family(call: str, function: str | None) -> tuple[CallEntry, list[CallE
         return entry, book.family(specs, entry)
 
 
-def _parsed(call: str) -> bytes:
+def parsed_id(call: str) -> bytes:
+    """Return the id that a word of the command line says."""
     from pelton.core.call import parse_call_id
 
     try:

@@ -14,9 +14,6 @@ if TYPE_CHECKING:
     from pelton_platform.deploy.home import Home
     from pelton_platform.deploy.publish import Outcome
 
-ACT_S = 20.0
-READY_S = 60.0
-
 
 def deploy(
     file: Annotated[Path, typer.Argument(help="A Python file that defines functions or containers.")],
@@ -36,7 +33,8 @@ def deploy(
     from pelton.transport.config import find_context, home_folder
     from pelton_platform.deploy.home import Home
     from pelton_platform.deploy.loading import load_definitions
-    from pelton_platform.deploy.publish import Publisher
+    from pelton_platform.deploy.publish import READY_S, Publisher, fails
+    from pelton_platform.deploy.sources import of_file
     from pelton_platform.settings import load_settings
 
     config = find_context()
@@ -45,7 +43,7 @@ def deploy(
     collected = load_definitions(file)
     limit = load_settings().bundle_limit_mib * 1024 * 1024
     with Publisher(config, home, limit) as publisher:
-        outcome = publisher.deploy(file, collected, dry_run=dry_run)
+        outcome = publisher.deploy(of_file(file), collected, dry_run=dry_run)
     for warning in outcome.warnings:
         warn(warning)
     if not dry_run:
@@ -54,21 +52,15 @@ def deploy(
         print_json({**asdict(outcome), "changed": outcome.changed})
     else:
         _show(outcome)
-    if wait and any(_fails(state) for state in outcome.states.values()):
+    if wait and any(fails(state) for state in outcome.states.values()):
         raise typer.Exit(EXIT_FAILED)
 
 
 def _await(home: Home, outcome: Outcome, ready_s: float) -> dict[str, Any]:
-    from pelton_platform.deploy.publish import await_deployer
+    from pelton_platform.deploy.publish import ACT_S, await_deployer
 
     versions = {change.name: change.version for change in outcome.changes if change.kind == "container"}
     return await_deployer(home, versions, act_s=ACT_S, ready_s=ready_s, tell=tell)
-
-
-def _fails(state: dict[str, Any]) -> bool:
-    """Whether a container that should run has no ready instance of its version."""
-    ready = [one for one in state["instances"] if one["state"] == "ready"]
-    return bool(state["reason"]) and state["wanted"] > 0 and not ready
 
 
 def _show(outcome: Outcome) -> None:

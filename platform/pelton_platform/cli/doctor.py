@@ -24,7 +24,7 @@ def doctor(
 ) -> None:
     """Check this machine and the platform.
 
-    Python, Java, jars, home, disk, port, orphans, broker round trip, clocks.
+    Python, Java, jars, home, disk, payloads, port, orphans, broker round trip, clocks.
     The exit code is 1 when a check fails.
     """
     from pelton_platform.settings import load_settings

@@ -6,7 +6,17 @@ import sys
 
 import typer
 
-from pelton_platform.cli import calling, calls, deploying, doctor, lifecycle, listing, logs
+from pelton_platform.cli import (
+    calling,
+    calls,
+    cancelling,
+    creating,
+    deploying,
+    doctor,
+    lifecycle,
+    listing,
+    logs,
+)
 from pelton_platform.cli import kafka as kafka_commands
 from pelton_platform.cli.console import EXIT_FAILED, complain
 
@@ -23,10 +33,12 @@ app.command("up")(lifecycle.up)
 app.command("down")(lifecycle.down)
 app.command("deploy")(deploying.deploy)
 app.command("call")(calling.call)
+app.command("cancel")(cancelling.cancel)
 app.command("functions")(listing.functions)
 app.command("ps")(listing.ps)
 app.command("logs")(logs.logs)
 app.add_typer(calls.app)
+app.add_typer(creating.app)
 app.command("doctor")(doctor.doctor)
 app.add_typer(kafka_commands.app)
 app.command("version")(listing.version)

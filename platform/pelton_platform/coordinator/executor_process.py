@@ -47,6 +47,8 @@ class ExecutorSettings:
         chunk_credit: chunks a run may have unacknowledged.
         env: variables of the container, secrets included.
         log_level: level of the root logger of user code.
+        code: SHA-256 hex of the verified code of a function that has no module, else "".
+        exchange: folder by which large payloads go to and fro; None refuses them.
         python: interpreter to run.
     """
 
@@ -63,13 +65,19 @@ class ExecutorSettings:
     chunk_credit: int = 256
     env: Mapping[str, str] = field(default_factory=dict)
     log_level: str = "INFO"
+    code: str = ""
+    exchange: Path | None = None
     python: str = sys.executable
 
     def hello(self, *, isolated: bool) -> dict[str, Any]:
         """The first record."""
         names = ("namespace", "function", "kind", "module", "qualname", "container", "instance", "version")
-        hello: dict[str, Any] = {name: getattr(self, name) for name in (*names, "chunk_credit", "log_level")}
-        return hello | {"bundle": str(self.bundle), "slots": 1 if isolated else self.slots}
+        hello: dict[str, Any] = {
+            name: getattr(self, name) for name in (*names, "chunk_credit", "log_level", "code")
+        }
+        exchange = "" if self.exchange is None else str(self.exchange)
+        slots = 1 if isolated else self.slots
+        return hello | {"bundle": str(self.bundle), "exchange": exchange, "slots": slots}
 
 
 @dataclass(frozen=True, slots=True)

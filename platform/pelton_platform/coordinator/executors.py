@@ -60,6 +60,8 @@ _LENGTHS: Final = {
     int(FromExecutor.ASK): 4,
     int(FromExecutor.PARK): 2,
     int(FromExecutor.UNPARK): 2,
+    int(FromExecutor.CANCEL): 4,
+    int(FromExecutor.PAUSE): 2,
 }
 _ENDS: Final = (int(FromExecutor.OUTCOME), int(FromExecutor.POISON))
 _OF_RUNS: Final = (*_ENDS, int(FromExecutor.CHUNKS), int(FromExecutor.PARK), int(FromExecutor.UNPARK))
@@ -419,7 +421,7 @@ class ExecutorPool:
 
         def check() -> None:
             if run_id in executor.runs:
-                self._kill(executor_id, "a call did not end when its time was up")
+                self._kill(executor_id, "a call that was to stop did not end in time")
 
         self._after(grace_s, check)
 

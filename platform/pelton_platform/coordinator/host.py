@@ -27,6 +27,7 @@ from pelton.core.decisions import (
     InputRecord,
     Interrupt,
     Pause,
+    ReadCancellations,
     ReadResults,
     Released,
     Resume,
@@ -45,8 +46,11 @@ from pelton.protocol.frames import FromExecutor
 from pelton.protocol.headers import encode_input
 from pelton.protocol.headers import encode_result as result_headers
 from pelton.protocol.history import read_history
+from pelton.protocol.pickles import MARK, is_pickled
+from pelton.protocol.signing import Keyring
 from pelton.protocol.topics import Topics
 from pelton.transport.config import ConnectionConfig
+from pelton.transport.exchange import clear_exchange
 from pelton.transport.kafka.clock import BrokerClock
 from pelton.transport.kafka.group import Assigned, GroupConsumer, GroupSettings
 from pelton.transport.kafka.intake import Intake
@@ -54,14 +58,17 @@ from pelton.transport.kafka.producer import RecordProducer
 from pelton.transport.kafka.ranges import RangeReader
 from pelton.transport.log import KafkaFailure
 from pelton_platform.coordinator import times
+from pelton_platform.coordinator.cancellations import CancellationReader
 from pelton_platform.coordinator.counters import Counters
 from pelton_platform.coordinator.executors import ExecutorExit, ExecutorPool, ExecutorSettings
 from pelton_platform.coordinator.fences import Seen, read_before, results_partition
 from pelton_platform.coordinator.hearing import failure_of, is_sound
 from pelton_platform.coordinator.output import OutputLog
+from pelton_platform.coordinator.pickles import Pickles
 from pelton_platform.coordinator.placement import Placement
 from pelton_platform.coordinator.relay import KINDS, Client, Relay
 from pelton_platform.coordinator.trimming import Trimmer
+from pelton_platform.coordinator.turn import Turn
 
 INTERRUPT_GRACE_S: Final = {
     FunctionKind.SYNC: 0.5,  # nothing in a thread can be told to stop
@@ -95,6 +102,8 @@ class Services:
         counters: how often what happened.
         helpers: threads that may block.
         relay: does for executors what they call.
+        cancellations: reads which calls are cancelled.
+        keyring: signs and checks pickles.
         failed: told when a host cannot go on; the process then ends.
     """
 
@@ -107,42 +116,9 @@ class Services:
     counters: Counters
     helpers: Executor
     relay: Relay
+    cancellations: CancellationReader
+    keyring: Keyring
     failed: Callable[[str, BaseException], None]
-
-
-class Turn:
-    """The lock of a host; who lets go of it takes in the delivery reports that came meanwhile.
-
-    An error under it leaves the engine in a state that nobody knows: it ends the process.
-    """
-
-    __slots__ = ("_host", "_lock")
-
-    def __init__(self, host: FunctionHost) -> None:
-        self._host = host
-        self._lock = threading.Lock()
-
-    def __enter__(self) -> None:
-        self._lock.acquire()
-
-    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        self._lock.release()
-        if error is not None:
-            self._host.failed(error)
-        elif self._host.reported:
-            self.pass_by()
-
-    def pass_by(self) -> None:
-        """Takes in reports, unless somebody has the turn: then that one does it."""
-        host = self._host
-        while host.reported and self._lock.acquire(blocking=False):
-            try:
-                host.take_reports()
-            except BaseException as error:
-                host.failed(error)
-                raise
-            finally:
-                self._lock.release()
 
 
 class FunctionHost:
@@ -158,24 +134,21 @@ class FunctionHost:
         self.spec = spec
         self.slots = executors.slots
         self._container, self._instance = executors.container, executors.instance
+        self._exchange = executors.exchange
         self._services = services
         self._now_ms = services.clock.now_ms
         self._send_record = services.producer.send
-        topics = Topics(services.config.namespace)
-        self._topics = topics
-        self._results = topics.results(spec.name)
-        self._letters = topics.dead_letters(spec.name)
+        self._topics = Topics(services.config.namespace)
+        self._results = self._topics.results(spec.name)
+        self._letters = self._topics.dead_letters(spec.name)
         self._turn = Turn(self)
         self._engine = Engine(
-            EngineSettings(
-                worker=executors.instance,
-                streams=spec.kind.streams,
-                max_attempts=spec.max_attempts,
-                timeout_ms=spec.timeout_ms,
-            ),
+            EngineSettings.of(spec, executors.instance),
             random.random,
+            services.cancellations.known,
         )
         self._pool = ExecutorPool(executors, self._on_records, self._on_ready, self._on_exit)
+        self._pickles = Pickles(services.keyring, spec.name)
         self._placement = Placement(self._pool, INTERRUPT_GRACE_S[spec.kind])
         self._consumer = GroupConsumer(
             services.config,
@@ -200,10 +173,11 @@ class FunctionHost:
             SendDeadLetter: self._send_dead_letter,
             SendInput: self._send_input,
             Commit: self._send_commit,
-            Start: self._placement.place,
+            Start: self._place,
             Interrupt: self._interrupt,
             Credit: self._placement.credit,
             ReadResults: self._read_results,
+            ReadCancellations: self._read_cancellations,
             Pause: lambda action: self._consumer.pause(action.partition),
             Resume: lambda action: self._consumer.resume(action.partition),
             Released: lambda action: self._consumer.release(action.partitions),
@@ -213,6 +187,7 @@ class FunctionHost:
         }
         self._clients: dict[int, Client] = {}
         services.counters.source(lambda: self._engine.counters)
+        services.cancellations.listen(self._on_cancellations)
 
     # ---- life ----
 
@@ -375,6 +350,8 @@ class FunctionHost:
             if lost:
                 self._engine.executor_died(now, lost, end.reason)
             self._carry_out()
+        if self._exchange is not None and end.pid:
+            clear_exchange(self._exchange, end.pid)
         client = self._clients.pop(end.executor_id, None)
         if client is not None:
             self._services.relay.gone(client)
@@ -485,8 +462,18 @@ class FunctionHost:
             _log.warning("a record for %s was not sent: %s", topic, error)
             self.reported.append((send_id, -1))
 
+    def _place(self, start: Start) -> None:
+        """Gives an attempt to an executor, unless its arguments are pickles that nobody signed."""
+        reason = self._pickles.refuse(start) if MARK in start.value else ""
+        if reason:
+            self._engine.poisoned(self._now_ms(), start.run_id, reason)
+        else:
+            self._placement.place(start)
+
     def _send_result(self, action: SendResult) -> None:
         send_id, result, ancestry = action
+        if result.items and any(map(is_pickled, result.items)):
+            result = self._pickles.signed(result)
         call_id = result.call_id
         self._send(
             send_id,
@@ -538,8 +525,23 @@ class FunctionHost:
             self._carry_out()
 
     def _interrupt(self, action: Interrupt) -> None:
-        _log.warning("an attempt of %s is stopped: %s", self.spec.name, action.reason)
+        level = logging.INFO if action.cancelled else logging.WARNING
+        _log.log(level, "an attempt of %s is stopped: %s", self.spec.name, action.reason)
         self._placement.interrupt(action)
+
+    def _read_cancellations(self, action: ReadCancellations) -> None:
+        self._services.cancellations.read_to_end(partial(self._on_cancellations_read, *action))
+
+    def _on_cancellations_read(self, partition: InputPartition, epoch: int) -> None:
+        with self._turn:
+            self._engine.cancellations_read(self._now_ms(), partition, epoch)
+            self._carry_out()
+
+    def _on_cancellations(self) -> None:
+        """There are more requests to cancel."""
+        with self._turn:
+            self._engine.cancelled(self._now_ms())
+            self._carry_out()
 
     def _read_results(self, action: ReadResults) -> None:
         self._services.helpers.submit(self._read_fence, action)

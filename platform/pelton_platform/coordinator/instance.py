@@ -24,7 +24,9 @@ from pelton.transport.kafka.clock import BrokerClock
 from pelton.transport.kafka.probe import Probe
 from pelton.transport.kafka.producer import RecordProducer
 from pelton.transport.kafka.ranges import RangeReader
+from pelton.transport.payloads import store_of
 from pelton_platform.coordinator import times
+from pelton_platform.coordinator.cancellations import CancellationReader
 from pelton_platform.coordinator.counters import Counters
 from pelton_platform.coordinator.executors import ExecutorSettings
 from pelton_platform.coordinator.host import FunctionHost, Services
@@ -32,7 +34,7 @@ from pelton_platform.coordinator.instance_file import InstanceFile
 from pelton_platform.coordinator.output import OutputLog
 from pelton_platform.coordinator.presence import Presence
 from pelton_platform.coordinator.relay import Relay
-from pelton_platform.coordinator.specs import NothingToServe, Served, read_specs
+from pelton_platform.coordinator.specs import NothingToServe, Served, check_code, read_specs
 from pelton_platform.coordinator.trimming import Trimmer
 
 DRAIN_VARIABLE: Final = "PELTON_DRAIN_SECONDS"
@@ -190,6 +192,7 @@ class Instance:
                     f"the source of {function.name!r} is not at {self._file.bundles / function.bundle}: "
                     "deploy it again on this machine"
                 )
+            check_code(self._file.bundles, function, keyring)
         return served
 
     def _services(self, stack: ExitStack, producer: RecordProducer, output: OutputLog) -> Services:
@@ -200,8 +203,13 @@ class Instance:
         stack.callback(ranges.close)
         admin = Admin(config)
         stack.callback(admin.close)
-        relay = Relay(lambda: KafkaTransport(config))
+        exchange = self._file.exchange_path
+        exchange.mkdir(mode=0o700, exist_ok=True)
+        relay = Relay(lambda: KafkaTransport(config), store_of(config), exchange)
         stack.callback(relay.close, _FLUSH_S)
+        cancellations = CancellationReader(config, self._clock.now_ms)
+        stack.callback(cancellations.close, _FLUSH_S)
+        cancellations.start()
         return Services(
             config=config,
             producer=producer,
@@ -212,6 +220,8 @@ class Instance:
             counters=self._counters,
             helpers=helpers,
             relay=relay,
+            cancellations=cancellations,
+            keyring=Keyring.load(self._file.key_file),
             failed=self._host_failed,
         )
 
@@ -229,6 +239,8 @@ class Instance:
             version=function.version,
             env=self._file.env,
             log_level=self._file.log_level.upper(),
+            code=function.code,
+            exchange=self._file.exchange_path,
         )
         return FunctionHost(function, executors, services)
 

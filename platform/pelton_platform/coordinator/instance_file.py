@@ -32,6 +32,7 @@ class InstanceFile:
         bundles: folder with one folder for each source bundle, named by digest.
         security: further settings of the Kafka client; secret.
         key_file: file with the namespace key.
+        store, store_options: object store of large payloads, "" for none; the options are secret.
         env: environment of executors, secrets included.
         log_level: one of `LOG_LEVELS`.
         path: where it was read from; the counters lie beside it.
@@ -45,6 +46,8 @@ class InstanceFile:
     key_file: Path
     path: Path
     security: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}), repr=False)
+    store: str = ""
+    store_options: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}), repr=False)
     env: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}), repr=False)
     log_level: str = "info"
 
@@ -52,8 +55,18 @@ class InstanceFile:
     def connection(self) -> ConnectionConfig:
         """How to reach Kafka."""
         return ConnectionConfig(
-            self.bootstrap_servers, self.namespace, security=self.security, key_file=self.key_file
+            self.bootstrap_servers,
+            self.namespace,
+            security=self.security,
+            key_file=self.key_file,
+            store=self.store,
+            store_options=self.store_options,
         )
+
+    @property
+    def exchange_path(self) -> Path:
+        """Folder by which executors hand over large payloads."""
+        return self.path.with_name(self.path.name + ".payloads")
 
     @property
     def counters_path(self) -> Path:
@@ -102,6 +115,8 @@ def _instance(path: Path, data: Mapping[str, Any]) -> InstanceFile:
         key_file=Path(_text(data, "key_file")),
         path=path,
         security=_texts(data, "security"),
+        store=str(data.get("store") or ""),
+        store_options=_texts(data, "store_options"),
         env=_texts(data, "env"),
         log_level=level,
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Final, Protocol
 
+from pelton.core.cancelling import CANCEL_GRACE_MS
 from pelton.core.decisions import Credit, Interrupt, Start, Unpark
 from pelton.protocol.frames import ToExecutor
 
@@ -102,7 +103,8 @@ class Placement:
             self._pool.kill(executor, action.reason)
             del self._waiting[executor]
         elif action.forced:
-            self._pool.interrupt(executor, action.run_id, self._grace_s)
+            grace_s = CANCEL_GRACE_MS / 1000 if action.cancelled else self._grace_s
+            self._pool.interrupt(executor, action.run_id, grace_s)
         else:
             self._write(executor, (_INTERRUPT, action.run_id))
         return True

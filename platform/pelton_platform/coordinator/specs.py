@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import hashlib
 import threading
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 from pelton.core.spec import ContainerSpec, FunctionSpec
 from pelton.errors import PeltonError, RecordError, SignatureError
 from pelton.protocol.codec import decode_container_spec, decode_function_spec
 from pelton.protocol.signing import Keyring
 from pelton.protocol.topics import Control, Topics, spec_key
+from pelton.runtime.pickled import file_name, purpose
 from pelton.transport.config import ConnectionConfig
 from pelton.transport.kafka.table import CompactedTables
 
@@ -52,6 +55,25 @@ def read_specs(config: ConnectionConfig, keyring: Keyring, container: str, timeo
                 raise NothingToServe(f"the registry has no spec of {found}: deploy it again")
     finally:
         tables.close()
+
+
+def check_code(bundles: Path, function: FunctionSpec, keyring: Keyring) -> None:
+    """Makes sure that the code of a function that has no module was signed for it, and is what its spec says.
+
+    Raises:
+        NothingToServe: it is missing, or not signed in this namespace for this function.
+    """
+    if not function.code:
+        return
+    path = bundles / file_name(function.name, function.code)
+    try:
+        code = keyring.open(purpose(function.name), path.read_bytes())
+        if hashlib.sha256(code).hexdigest() != function.code:
+            raise SignatureError("it is the code of another version")
+    except (OSError, SignatureError) as error:
+        raise NothingToServe(
+            f"the code of {function.name!r} does not verify and is not loaded: {error}; deploy it again"
+        ) from error
 
 
 def _find(tables: CompactedTables, names: list[str], keyring: Keyring, container: str) -> Served | str:

@@ -10,12 +10,14 @@ import os
 import shutil
 import stat
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from pelton.errors import DeployError, SignatureError
 from pelton.protocol.signing import Keyring
+from pelton.runtime.pickled import file_name, purpose
+from pelton_platform.deploy.sources import Source
 
 PURPOSE = "bundle"
 DEFAULT_LIMIT_BYTES = 64 * 1024 * 1024
@@ -81,24 +83,30 @@ def list_sources(folder: Path, home: Path | None = None) -> Iterator[Path]:
             yield path
 
 
-def store(folder: Path, bundles: Path, keyring: Keyring, limit_bytes: int = DEFAULT_LIMIT_BYTES) -> Bundle:
-    """Take a snapshot of a folder, unless the same one is there already.
+def store(source: Source, bundles: Path, keyring: Keyring, limit_bytes: int = DEFAULT_LIMIT_BYTES) -> Bundle:
+    """Take a snapshot of a source, unless the same one is there already.
 
     Args:
-        folder: What to copy.
+        source: What to copy.
         bundles: The store: a folder per digest and a signed manifest beside it.
         keyring: Signs the manifest.
-        limit_bytes: A folder with more than that is refused.
+        limit_bytes: A source with more than that is refused.
 
     Raises:
-        DeployError: The folder is too large, or a link leaves it.
+        DeployError: The source is too large, or a link leaves its folder.
     """
-    paths = list(list_sources(folder, home=bundles.parent))
-    _check_size(folder, paths, limit_bytes)
+    folder = source.folder
+    if source.files is None:
+        files = {
+            path.relative_to(folder).as_posix(): path for path in list_sources(folder, home=bundles.parent)
+        }
+    else:
+        files = dict(source.files)
+    _check_size(source, files, limit_bytes)
     draft = Path(tempfile.mkdtemp(dir=bundles, prefix=".draft-"))
     try:
         # Digests are those of the copies, so a file that changes meanwhile cannot make a manifest lie.
-        entries = [_copy(folder, path, draft) for path in paths]
+        entries = [_copy(folder, path, draft, place) for place, path in files.items()]
         digest = _digest(entries)
         target = bundles / digest
         size = sum((draft / entry.path).stat().st_size for entry in entries if not entry.link)
@@ -114,6 +122,34 @@ def store(folder: Path, bundles: Path, keyring: Keyring, limit_bytes: int = DEFA
     finally:
         if draft.exists():
             discard(draft)
+
+
+def store_code(
+    function: str, code: bytes, bundles: Path, keyring: Keyring, limit_bytes: int = DEFAULT_LIMIT_BYTES
+) -> str:
+    """Keep the code of a function that has no module, signed for this function alone.
+
+    Args:
+        function: Its name.
+        code: As `pelton.runtime.pickled.dump` gives it.
+        bundles: The store.
+        keyring: Signs it.
+        limit_bytes: More than that is refused.
+
+    Returns:
+        SHA-256 hex of the code.
+
+    Raises:
+        DeployError: It is too large.
+    """
+    if len(code) > limit_bytes:
+        raise DeployError(
+            f"function {function!r} takes {len(code) / 2**20:.1f} MiB of data along, more than the limit of "
+            f"{limit_bytes / 2**20:.0f} MiB: load data inside the function, or raise PELTON_BUNDLE_LIMIT_MIB"
+        )
+    digest = hashlib.sha256(code).hexdigest()
+    _replace_file(bundles / file_name(function, digest), keyring.seal(purpose(function), code))
+    return digest
 
 
 def verify(digest: str, bundles: Path, keyring: Keyring) -> Path:
@@ -158,22 +194,19 @@ def discard(folder: Path) -> None:
     shutil.rmtree(folder)
 
 
-def _check_size(folder: Path, paths: list[Path], limit_bytes: int) -> None:
-    sizes = sorted(((path.lstat().st_size, path) for path in paths), reverse=True)
+def _check_size(source: Source, files: Mapping[str, Path], limit_bytes: int) -> None:
+    sizes = sorted(((path.lstat().st_size, place) for place, path in files.items()), reverse=True)
     total = sum(size for size, _ in sizes)
     if total > limit_bytes:
-        largest = ", ".join(
-            f"{path.relative_to(folder).as_posix()} ({size / 2**20:.1f} MiB)" for size, path in sizes[:3]
-        )
+        largest = ", ".join(f"{place} ({size / 2**20:.1f} MiB)" for size, place in sizes[:3])
         raise DeployError(
-            f"{folder} holds {total / 2**20:.1f} MiB of sources and data, more than the limit of "
+            f"{source.folder} holds {total / 2**20:.1f} MiB of sources and data, more than the limit of "
             f"{limit_bytes / 2**20:.0f} MiB; the largest are {largest}. Move data out of the "
             "folder, or raise PELTON_BUNDLE_LIMIT_MIB"
         )
 
 
-def _copy(folder: Path, path: Path, draft: Path) -> Entry:
-    relative = path.relative_to(folder).as_posix()
+def _copy(folder: Path, path: Path, draft: Path, relative: str) -> Entry:
     target = draft / relative
     target.parent.mkdir(parents=True, exist_ok=True)
     if path.is_symlink():

@@ -22,6 +22,7 @@ WAITING = "waiting"
 RUNNING = "running"
 SUCCEEDED = "succeeded"
 FAILED = "failed"
+CANCELLED = "cancelled"
 
 ATTACH_MARGIN_MS = 60_000
 """Clocks of callers may differ from the broker's by less than this."""
@@ -36,7 +37,7 @@ class CallEntry:
     Attributes:
         call_id: Its id.
         function: Its function.
-        state: `waiting`, `running`, `succeeded` or `failed`.
+        state: `waiting`, `running`, `succeeded`, `failed` or `cancelled`.
         submitted_ms: When its id was minted, broker milliseconds.
         attempt: Number of the attempt that waits or runs; attempts used for a finished call.
         place: Where it waits, `topic/partition/offset`; "" when it is in no input topic.
@@ -220,6 +221,14 @@ class CallBook:
             yield from batch
 
 
+def state_of(outcome: Result) -> str:
+    """How a call ended, in a word."""
+    failure = outcome.failure
+    if failure is None:
+        return SUCCEEDED
+    return CANCELLED if failure.code == "CANCELLED" else FAILED
+
+
 def overview(waiting: Iterable[CallEntry], seen: Mapping[CallId, CallEntry]) -> list[CallEntry]:
     """Join what waits in the input topics with what the results say: each call once, newest first."""
     joined = dict(seen)
@@ -256,7 +265,7 @@ def _take(entry: CallEntry, fold: Fold, result: Result, appended_ms: int, *, kee
     entry.worker = result.worker or entry.worker
     if fold.outcome is not None and before is None:
         entry.outcome, entry.ended_ms = fold.outcome, appended_ms
-        entry.state = FAILED if fold.outcome.failure is not None else SUCCEEDED
+        entry.state = state_of(fold.outcome)
         entry.attempt = fold.outcome.attempts
     elif not fold.started:
         entry.state = WAITING

@@ -56,6 +56,11 @@ class Home:
         return self.root / "bundles"
 
     @property
+    def payloads(self) -> Path:
+        """The object store of large payloads, where the settings name no other."""
+        return self.root / "payloads"
+
+    @property
     def secrets_file(self) -> Path:
         """Values that `Secret.from_env` captured."""
         return self.root / "secrets.json"

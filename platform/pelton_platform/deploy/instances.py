@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import secrets
 import shutil
@@ -141,6 +142,8 @@ def instance_settings(
         "bootstrap_servers": config.bootstrap_servers,
         "security": dict(config.security),
         "key_file": str(config.key_file),
+        "store": config.store,
+        "store_options": dict(config.store_options),
         "container": spec.name,
         "instance": instance,
         "version": spec.version,
@@ -173,6 +176,10 @@ def platform_environment(surroundings: Surroundings) -> dict[str, str]:
         "PELTON_NAMESPACE": config.namespace,
         HOME_VARIABLE: str(surroundings.home.root),
     }
+    if config.store:
+        found["PELTON_STORE"] = config.store
+    if config.store_options:
+        found["PELTON_STORE_OPTIONS"] = json.dumps(dict(config.store_options))
     if config.key_file is not None:
         found["PELTON_KEY_FILE"] = str(config.key_file)
     for name, value in config.security.items():

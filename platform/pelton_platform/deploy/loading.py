@@ -28,7 +28,7 @@ def load_definitions(file: Path) -> Collected:
     if file.suffix != ".py" or not file.is_file():
         raise DeployError(f"{file} is no Python file")
     name = file.stem
-    if name in sys.stdlib_module_names or name == "pelton":
+    if name in sys.stdlib_module_names or name in ("pelton", "__main__"):
         raise DeployError(
             f"{file.name} has the name of a module that executors import already: give the file another name"
         )

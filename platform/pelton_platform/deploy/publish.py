@@ -27,6 +27,7 @@ from pelton_platform.deploy.bundles import Bundle
 from pelton_platform.deploy.home import Home, exclusive, read_json, write_json
 from pelton_platform.deploy.images import check_image
 from pelton_platform.deploy.registry import Registry, RegistryWriter
+from pelton_platform.deploy.sources import Source
 
 CREATED = "created"
 CHANGED = "changed"
@@ -36,6 +37,12 @@ _READ_S = 15.0
 _WRITE_S = 15.0
 _LOCK_S = 60.0
 _LOOK_S = 0.02
+
+ACT_S = 20.0
+"""How long the deployer may take to take up what was deployed."""
+
+READY_S = 60.0
+"""How long an instance that should run may take to be ready."""
 
 Progress = Callable[[str], None]
 
@@ -62,7 +69,7 @@ class Outcome:
     """What a deploy did.
 
     Attributes:
-        file: The file.
+        file: The file, or what the program is called.
         bundle: Digest of its source snapshot.
         changes: Functions, then containers.
         topics: Topics that were created.
@@ -139,11 +146,11 @@ class Publisher:
         self._producer.close()
         self._admin.close()
 
-    def deploy(self, file: Path, collected: Collected, *, dry_run: bool = False) -> Outcome:
-        """Deploy what a file defines.
+    def deploy(self, source: Source, collected: Collected, *, dry_run: bool = False) -> Outcome:
+        """Deploy what a file or a program defines.
 
         Args:
-            file: The file; its folder becomes the source snapshot.
+            source: Its files, of which a snapshot is taken, and its code.
             collected: What it defines.
             dry_run: Check and compare, but write nothing.
 
@@ -151,14 +158,15 @@ class Publisher:
             DeployError: It is refused; nothing was changed.
             TransportError: Kafka did not take it; deploy again.
         """
-        outcome = Outcome(str(file), dry_run=dry_run)
-        values = self._check(collected, outcome)
+        outcome = Outcome(source.name, dry_run=dry_run)
+        values = self._check(source, collected, outcome)
         with self._lock():
-            bundle = bundles.store(file.parent, self._home.bundles, self._keyring, self._limit_bytes)
+            bundle = bundles.store(source, self._home.bundles, self._keyring, self._limit_bytes)
             outcome.bundle = bundle.digest
             self._registry.wait_end(_READ_S, refresh=True)
             fresh_secrets = self._changed_secrets(values)
-            plan = self._plan(file, collected, bundle, fresh_secrets)
+            code = {} if dry_run else self._store_code(source)
+            plan = self._plan(source, collected, bundle, fresh_secrets, code)
             outcome.changes = list(plan.changes)
             outcome.warnings += plan.warnings
             if dry_run:
@@ -170,7 +178,7 @@ class Publisher:
 
     # --- checks ---
 
-    def _check(self, collected: Collected, outcome: Outcome) -> dict[str, dict[str, str]]:
+    def _check(self, source: Source, collected: Collected, outcome: Outcome) -> dict[str, dict[str, str]]:
         """Refuse what cannot run here; return the captured secrets by container."""
         if not collected.functions and not collected.containers:
             raise DeployError(f"{outcome.file} defines nothing to deploy")
@@ -181,7 +189,7 @@ class Publisher:
         values: dict[str, dict[str, str]] = {}
         for container in collected.containers:
             what = f"container {container.name!r}"
-            outcome.warnings += check_image(container.image.spec(Path(outcome.file).parent), what)
+            outcome.warnings += check_image(container.image.spec(source.folder), what)
             values[container.name] = captured(what, container.secrets)
         return values
 
@@ -190,9 +198,23 @@ class Publisher:
         kept = read_json(self._home.secrets_file) or {}
         return {name for name, mine in values.items() if dict(mine) != kept.get(name, {})}
 
+    def _store_code(self, source: Source) -> dict[str, str]:
+        """Keep the code of functions without a module; returns the digests by function."""
+        return {
+            name: bundles.store_code(name, code, self._home.bundles, self._keyring, self._limit_bytes)
+            for name, code in source.code.items()
+        }
+
     # --- comparing ---
 
-    def _plan(self, file: Path, collected: Collected, bundle: Bundle, fresh_secrets: set[str]) -> Plan:
+    def _plan(
+        self,
+        source: Source,
+        collected: Collected,
+        bundle: Bundle,
+        fresh_secrets: set[str],
+        code: Mapping[str, str],
+    ) -> Plan:
         known_functions, known_containers, _ = self._registry.snapshot()
         now_ms = self._clock.now_ms()
         changes: list[Change] = []
@@ -205,6 +227,7 @@ class Publisher:
                 bundle=bundle.digest,
                 partitions=None if old is None else old.partitions,
                 deployed_ms=now_ms,
+                code=code.get(function.name, ""),
             )
             if old is not None and function.container.max_instances > old.partitions:
                 raise DeployError(
@@ -223,7 +246,7 @@ class Publisher:
                 functions=hosted,
                 version=1 if before is None else before.version + 1,
                 bundle=bundle.digest,
-                folder=file.parent,
+                folder=source.folder,
                 deployed_ms=now_ms,
             )
             # A bundle that had to be stored again was missing or damaged: the deployer may have refused it.
@@ -380,6 +403,12 @@ def await_deployer(
         pause.wait(_LOOK_S)
 
 
+def fails(state: Mapping[str, Any]) -> bool:
+    """Say whether a container that should run has no ready instance of its version."""
+    ready = [one for one in state["instances"] if one["state"] == "ready"]
+    return bool(state["reason"]) and state["wanted"] > 0 and not ready
+
+
 def _refuse(states: Mapping[str, Any]) -> None:
     for name, state in states.items():
         if state["refused"]:
@@ -388,7 +417,8 @@ def _refuse(states: Mapping[str, Any]) -> None:
 
 def _is_settled(state: Mapping[str, Any]) -> bool:
     """Whether nothing more is to be expected soon: enough are ready, or they crash."""
-    ready = [
-        one for one in state["instances"] if one["version"] == state["version"] and one["state"] == "ready"
-    ]
-    return len(ready) >= min(1, state["wanted"]) or bool(state["reason"])
+    own = [one for one in state["instances"] if one["version"] == state["version"]]
+    # What still serves calls with the code from before would answer the next one.
+    older = [one for one in state["instances"] if one not in own and one["state"] != "draining"]
+    ready = [one for one in own if one["state"] == "ready"]
+    return (len(ready) >= min(1, state["wanted"]) and not older) or bool(state["reason"])

@@ -23,7 +23,10 @@ from pelton.transport.kafka.admin import Admin
 from pelton.transport.kafka.clock import BrokerClock
 from pelton.transport.kafka.probe import Probe
 from pelton.transport.kafka.producer import RecordProducer
+from pelton.transport.kafka.ranges import RangeReader
+from pelton.transport.payloads import store_of
 from pelton_platform import telemetry
+from pelton_platform.deploy import sweeping
 from pelton_platform.deploy.backlog import Backlog, Trimmer
 from pelton_platform.deploy.home import write_json
 from pelton_platform.deploy.instances import Surroundings
@@ -88,10 +91,12 @@ class Deployer:
         admin, registry, producer = connected
         writer = RegistryWriter(self._settings.config.namespace, producer)
         watcher = threading.Thread(target=self._watch, args=(admin, registry), name="backlog", daemon=True)
+        sweeper = threading.Thread(target=self._sweep, args=(admin,), name="sweeper", daemon=True)
         try:
             self._started_ms = self._clock.now_ms()
             self._turn(registry, writer)
             watcher.start()
+            sweeper.start()
             _log.info("deployer-ready", deployer=self._id)
             self._work(registry, writer)
             self._port.stop_all(self._at_once.is_set)
@@ -99,8 +104,9 @@ class Deployer:
             writer.remove_status("", self._id)
             producer.flush(5.0)
         finally:
-            if watcher.ident is not None:
-                watcher.join(timeout=_CONNECT_TRY_S)
+            for thread in (watcher, sweeper):
+                if thread.ident is not None:
+                    thread.join(timeout=_CONNECT_TRY_S)
             registry.close()
             producer.close()
             admin.close()
@@ -163,6 +169,20 @@ class Deployer:
             # A platform with very many functions looks less often rather than filling a core with looking.
             spent = time.monotonic() - began
             self._stopping.wait(max(LOOK_INTERVAL_S - spent, spent))
+
+    # --- large payloads, on a thread of its own: it reads all records of functions that have some ---
+
+    def _sweep(self, admin: Admin) -> None:
+        config = self._settings.config
+        store = store_of(config)
+        pause = sweeping.FIRST_AFTER_S
+        while store is not None and not self._stopping.wait(pause):
+            ranges = RangeReader(config)
+            try:
+                sweeping.sweep_once(store, admin, ranges, Topics(config.namespace))
+            finally:
+                ranges.close()
+            pause = sweeping.INTERVAL_S
 
     def _trim(self, backlog: Backlog, trimmer: Trimmer, functions: Mapping[str, FunctionSpec]) -> None:
         served = {state.container for state in self._port.observe() if state.instances}

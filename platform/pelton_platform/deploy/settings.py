@@ -39,6 +39,8 @@ class DeployerSettings:
             "namespace": self.config.namespace,
             "security": dict(self.config.security),
             "key_file": str(self.config.key_file),
+            "store": self.config.store,
+            "store_options": dict(self.config.store_options),
             "env": dict(self.env),
             "keep_warm_ms": self.keep_warm_ms,
             "drain_ms": self.drain_ms,
@@ -55,5 +57,7 @@ class DeployerSettings:
             security=data["security"],
             key_file=Path(data["key_file"]),
             home=home,
+            store=data["store"],
+            store_options=data["store_options"],
         )
         return cls(Home(home), config, data["env"], data["keep_warm_ms"], data["drain_ms"], data["log_level"])

@@ -21,7 +21,7 @@ from pelton.runtime.calling import Target
 from pelton.transport.channel import ChannelTransport
 from pelton_platform.executor.capture import Capture, LogQueue
 from pelton_platform.executor.desk import Desk, Slots, failure_record
-from pelton_platform.executor.loading import load_failure, load_function
+from pelton_platform.executor.loading import load_code, load_failure, load_function
 from pelton_platform.executor.nesting import ExecutorNesting
 from pelton_platform.executor.outbox import Outbox
 from pelton_platform.executor.reader import BrokerTime, Hello, Reader
@@ -73,6 +73,7 @@ def _load(
     """Loads user code and prepares its slots; tells why and ends the process when it cannot be loaded."""
     kind = FunctionKind(hello.kind)
     loop = None
+    transport = _transport(hello, outbox, clock)
     if kind in (FunctionKind.ASYNC, FunctionKind.ASYNC_GENERATOR):
         # Late: executors of sync functions do without it.
         from pelton.runtime import bridge
@@ -87,8 +88,12 @@ def _load(
         )
     )
     try:
-        function = load_function(Path(hello.bundle), hello.module, hello.qualname)
-        target = Target.of(hello.function, kind, function)
+        bundle = Path(hello.bundle)
+        if hello.code:
+            function = load_code(bundle, hello.function, hello.code)
+        else:
+            function = load_function(bundle, hello.module, hello.qualname)
+        target = Target.of(hello.function, kind, function, transport.payloads)
     except BaseException as error:
         outbox.post([int(FromExecutor.BROKEN), failure_record(load_failure(error))])
         _last_words(capture, outbox)
@@ -96,18 +101,25 @@ def _load(
     desk = Desk(target, outbox, capture)
     os.register_at_fork(after_in_child=lambda: _leave(desk, channel))
     slots: Slots = ThreadSlots(desk, hello.slots) if loop is None else TaskSlots(desk, hello.slots, loop)
-    reader.attend(desk, slots, _connect(desk, outbox, clock, ExecutorNesting(outbox, slots)))
+    nesting = ExecutorNesting(outbox, slots)
+    transport.aside = nesting.aside
+    _connect(desk, transport, nesting)
+    reader.attend(desk, slots, transport)
     return slots
 
 
-def _connect(desk: Desk, outbox: Outbox, clock: BrokerTime, nesting: ExecutorNesting) -> ChannelTransport:
-    """The way by which user code calls functions: through the channel."""
+def _transport(hello: Hello, outbox: Outbox, clock: BrokerTime) -> ChannelTransport:
+    """The way to the coordinator for what functions call, and for large payloads."""
 
     def post(record: list[Any]) -> None:
         outbox.post(record)
         outbox.nudge()
 
-    transport = ChannelTransport(post, clock.now_ms, nesting.aside)
+    return ChannelTransport(post, clock.now_ms, exchange=Path(hello.exchange) if hello.exchange else None)
+
+
+def _connect(desk: Desk, transport: ChannelTransport, nesting: ExecutorNesting) -> None:
+    """Has user code call functions by that way."""
 
     def opening() -> Connection:
         if desk.forked:
@@ -119,7 +131,6 @@ def _connect(desk: Desk, outbox: Outbox, clock: BrokerTime, nesting: ExecutorNes
 
     session.provide(opening)
     session.refuse(None)
-    return transport
 
 
 def _leave(desk: Desk, channel: socket.socket) -> None:

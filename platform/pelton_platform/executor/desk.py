@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from typing import Final, Protocol
 
 from pelton.core.call import Failure
-from pelton.errors import RecordError
+from pelton.errors import PayloadUnavailable, RecordError
 from pelton.protocol.frames import FromExecutor
 from pelton.runtime.calling import Arguments, Outcome, Target, interrupted, read_arguments
 from pelton.runtime.failures import failure_of
@@ -73,6 +73,8 @@ class Desk:
         except RecordError as error:
             reason = str(error).encode("utf-8", "backslashreplace").decode()[:_MAX_REASON]
             self._end(run, [_POISON, run.run_id, reason])
+        except PayloadUnavailable as error:
+            self.finish(run, (None, failure_of(error, code="UNAVAILABLE")), 0)
         except BaseException as error:
             # A signal handler of user code, an exception thrown in, no memory: the call must end.
             self.finish(run, (None, failure_of(error, code="INTERNAL")), 0)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import hmac
 import importlib
 import os
 import sys
@@ -11,6 +13,9 @@ from types import ModuleType
 from typing import Any, cast
 
 from pelton.core.call import Failure
+from pelton.errors import SignatureError
+from pelton.protocol.signing import unverified_body
+from pelton.runtime import pickled
 from pelton.runtime.failures import failure_of
 
 _OWN_FRAMES = (str(Path(__file__).parent) + os.sep, str(importlib.__file__), "<frozen importlib")
@@ -32,9 +37,7 @@ def load_function(bundle: Path, module: str, qualname: str) -> Callable[..., Any
         LoadError: the module is another one, or the name is not a function in it.
         BaseException: whatever the module raises while it is imported.
     """
-    os.chdir(bundle)
-    sys.path.insert(0, str(bundle))
-    importlib.invalidate_caches()
+    _enter(bundle)
     loaded = importlib.import_module(module)
     _check_origin(loaded, bundle)
     found: Any = loaded
@@ -52,9 +55,39 @@ def load_function(bundle: Path, module: str, qualname: str) -> Callable[..., Any
     return cast("Callable[..., Any]", function)
 
 
+def load_code(bundle: Path, function: str, sha256: str) -> Callable[..., Any]:
+    """Unpickles the code of a function, the bundle being first on the path, and returns it as written.
+
+    Args:
+        bundle: folder of the source bundle; becomes the working directory.
+        function: name of the function.
+        sha256: digest of the code that the coordinator verified: nothing else is unpickled.
+
+    Raises:
+        LoadError: the code is not there, or is not that one.
+        BaseException: whatever the code raises.
+    """
+    try:
+        data = (bundle.parent / pickled.file_name(function, sha256)).read_bytes()
+        body = unverified_body(pickled.purpose(function), data)
+    except (OSError, SignatureError) as error:
+        raise LoadError(f"the code of {function!r} cannot be read: {error}") from error
+    if not hmac.compare_digest(hashlib.sha256(body).hexdigest(), sha256):
+        raise LoadError(f"the code of {function!r} is not the one that was verified; deploy it again")
+    _enter(bundle)
+    return cast("Callable[..., Any]", _as_written(pickled.load(body)))
+
+
 def load_failure(error: BaseException) -> Failure:
     """Why the user's code could not be loaded, without Pelton's and the import system's frames."""
     return failure_of(error, code="FAILED_PRECONDITION", own_folders=_OWN_FRAMES)
+
+
+def _enter(bundle: Path) -> None:
+    """Makes the bundle the working directory and the first place of imports."""
+    os.chdir(bundle)
+    sys.path.insert(0, str(bundle))
+    importlib.invalidate_caches()
 
 
 def _check_origin(module: ModuleType, bundle: Path) -> None:

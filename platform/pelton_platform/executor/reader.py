@@ -39,6 +39,8 @@ class Hello:
         slots: attempts at the same time.
         chunk_credit: chunks a run may have unacknowledged.
         log_level: level of the root logger.
+        code: SHA-256 hex of the code that the coordinator verified, "" for a function of a module.
+        exchange: folder by which large payloads go to and fro, "" for none.
     """
 
     namespace: str
@@ -53,6 +55,8 @@ class Hello:
     version: int
     chunk_credit: int
     log_level: str = "INFO"
+    code: str = ""
+    exchange: str = ""
 
     @classmethod
     def read(cls, settings: Mapping[str, Any]) -> Hello:

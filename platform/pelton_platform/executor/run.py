@@ -26,7 +26,6 @@ class Run(Attempt):
         run_id: names it in frames.
         value: body of the input record; emptied when read.
         credit: chunks that may be unacknowledged.
-        interrupted: nobody wants its outcome any more.
         task: its task when it is async.
         cancellable: user code runs in the task.
         blocked: it waits for credit.
@@ -45,7 +44,6 @@ class Run(Attempt):
         "cancellable",
         "credit",
         "gate",
-        "interrupted",
         "place",
         "run_id",
         "task",
@@ -70,7 +68,6 @@ class Run(Attempt):
         self.run_id = run_id
         self.value = value
         self.credit = credit
-        self.interrupted = False
         self.task: Task[None] | None = None
         self.cancellable = False
         self.blocked = False

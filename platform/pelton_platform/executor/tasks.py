@@ -53,7 +53,9 @@ class TaskSlots:
             self._call()
 
     def interrupt(self, run: Run) -> None:
-        """Cancels the task; a run that waits is not begun."""
+        """Cancels the task, once; a run that waits is not begun."""
+        if run.interrupted:
+            return
         run.interrupted = True
         self._interrupts.append(run)
         self._call()

@@ -11,13 +11,14 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from pelton.errors import PeltonError
+from pelton.errors import PayloadUnavailable, PeltonError
 from pelton.protocol.signing import Keyring
 from pelton.protocol.topics import Control, Topics
 from pelton.transport.config import ConnectionConfig
 from pelton.transport.kafka.clock import BrokerClock
 from pelton.transport.kafka.producer import RecordProducer
 from pelton.transport.log import KafkaFailure
+from pelton.transport.payloads import ObjectStore
 from pelton_platform import process
 from pelton_platform.deploy.home import Home
 from pelton_platform.embedded import EmbeddedKafkaError, verify
@@ -39,6 +40,7 @@ SKEW_FAILED_MS = 30_000
 """Attach looks one minute around the time in a call id: half of that is a reason to set the clock."""
 
 _ROUND_TRIP_S = 5.0
+_NOTE = ".doctor"
 _PROBES = 8
 
 
@@ -156,6 +158,22 @@ def check_disk(around: Surroundings) -> Iterator[Finding]:
         yield Finding("disk", WARNING, f"{text}, which is little")
     else:
         yield Finding("disk", OK, text)
+
+
+def check_payloads(around: Surroundings) -> Iterator[Finding]:
+    """Can large payloads be kept?"""
+    settings, home = around.settings, around.home
+    if not settings.store and not home.root.exists():
+        yield Finding("payloads", OK, f"{home.payloads} will be made when it is needed")
+        return
+    store = ObjectStore(settings.store or home.payloads.as_uri(), settings.store_options)
+    try:
+        store.write_note(_NOTE, b"pelton doctor")
+        store.remove(_NOTE)
+    except PayloadUnavailable as error:
+        yield Finding("payloads", FAILED, f"{error}; see PELTON_STORE and PELTON_STORE_OPTIONS")
+        return
+    yield Finding("payloads", OK, f"{settings.store or home.payloads} takes payloads above 512 KiB")
 
 
 def check_port(around: Surroundings) -> Iterator[Finding]:
@@ -281,6 +299,7 @@ CHECKS: dict[str, Check] = {
     "jars": check_jars,
     "home": check_home,
     "disk": check_disk,
+    "payloads": check_payloads,
     "port": check_port,
     "orphans": check_orphans,
     "platform": check_platform,

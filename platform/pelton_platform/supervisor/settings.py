@@ -24,6 +24,8 @@ class SupervisorSettings:
         java_flags: Further flags of its Java, apart by blanks.
         security: Further settings of Kafka clients; may be secret.
         key_file: Key file of the namespace; None for the one in the home folder.
+        store: Object store of large payloads; "" for a folder in the home folder.
+        store_options: Further settings of the store; may be secret.
         env: Default variables of containers.
         keep_warm_ms: How long an instance stays after it was last needed.
         drain_ms: How long a stopping instance may take.
@@ -37,6 +39,8 @@ class SupervisorSettings:
     java_flags: str = ""
     security: Mapping[str, str] = field(default_factory=dict)
     key_file: Path | None = None
+    store: str = ""
+    store_options: Mapping[str, str] = field(default_factory=dict)
     env: Mapping[str, str] = field(default_factory=dict)
     keep_warm_ms: int = 30_000
     drain_ms: int = 30_000
@@ -53,6 +57,8 @@ class SupervisorSettings:
             java_flags=settings.java_flags,
             security=settings.security,
             key_file=settings.key_file,
+            store=settings.store,
+            store_options=settings.store_options,
             env=settings.env,
             keep_warm_ms=round(settings.keep_warm.total_seconds() * 1000),
             drain_ms=round(settings.drain.total_seconds() * 1000),
@@ -69,6 +75,8 @@ class SupervisorSettings:
             "java_flags": self.java_flags,
             "security": dict(self.security),
             "key_file": None if self.key_file is None else str(self.key_file),
+            "store": self.store,
+            "store_options": dict(self.store_options),
             "env": dict(self.env),
             "keep_warm_ms": self.keep_warm_ms,
             "drain_ms": self.drain_ms,

@@ -122,6 +122,8 @@ class Supervisor:
             security=self._settings.security,
             key_file=key_file,
             home=home.root,
+            store=self._settings.store or home.payloads.as_uri(),
+            store_options=self._settings.store_options,
         )
         self._state = PlatformState(
             supervisor=process.own_identity(),
@@ -259,6 +261,8 @@ class Supervisor:
                 "security": dict(config.security),
                 "key_file": str(config.key_file),
                 "home": str(self._home.root),
+                "store": config.store,
+                "store_options": dict(config.store_options),
                 "pid": os.getpid(),
             },
         )

@@ -6,20 +6,28 @@ import os
 import random
 import sys
 import threading
+import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from types import TracebackType
 from typing import Final, Self, TypeVar
 
-from pelton.client.calls import Call
+from pelton.client.calls import Call, Listener
 from pelton.client.nesting import Nesting, check_depth
 from pelton.client.patience import Patience
 from pelton.client.readiness import not_found
 from pelton.client.waking import CallbackThread
 from pelton.core.call import CallId, Invocation, Result, call_id_text, call_time_ms, mint_call_id
 from pelton.core.spec import RESULTS_PARTITIONS, FunctionSpec
-from pelton.errors import AcceptanceUnknown, CallExpired, CallNotFound, FunctionNotFound, TransportError
+from pelton.errors import (
+    AcceptanceUnknown,
+    CallExpired,
+    CallNotFound,
+    FunctionNotFound,
+    PeltonError,
+    TransportError,
+)
 from pelton.transport.ports import AttachState, Directory, Transport
 
 CLOSE_SECONDS: Final = 10.0
@@ -47,6 +55,7 @@ class Connection:
         calls: open calls by id; a call is added before it is sent and leaves when it ends.
         callbacks: runs the done callbacks of users.
         closed: whether it was closed.
+        unaccepted: calls of which closing had to say that Kafka did not accept them, or perhaps not.
     """
 
     def __init__(self, transport: Transport, nesting: Nesting | None = None) -> None:
@@ -56,11 +65,15 @@ class Connection:
         self.calls: dict[CallId, Call] = {}
         self.callbacks = CallbackThread()
         self.closed = False
+        self.unaccepted = 0
         self._beside: dict[CallId, Call] = {}
         self._partitions: dict[str, int] = {}
         self._dice = random.Random(os.urandom(16))
         self._unanswered: dict[CallId, str] = {}
         self._refused: dict[CallId, tuple[str, Exception]] = {}
+        self._cancelling: set[CallId] = set()
+        self._leaving = CallbackThread("pelton-leaving")
+        self._pid = os.getpid()
         self._all_answered = threading.Event()
         self._patience = Patience(self.calls, self.directory, transport.now_ms)
 
@@ -90,7 +103,9 @@ class Connection:
             partition = self._partitions[name] = self.transport.prepare(name)
         return Call(self._mint(partition), name, self, keeps=keeps)
 
-    def send(self, call: Call, spec: FunctionSpec, version: int | None, arguments: bytes) -> None:
+    def send(
+        self, call: Call, spec: FunctionSpec, version: int | None, arguments: bytes, key: str | None = None
+    ) -> None:
         """Hands a call to the transport; blocks only for backpressure.
 
         Args:
@@ -98,6 +113,7 @@ class Connection:
             spec: of the function.
             version: what it is pinned to, None for the latest.
             arguments: their payload.
+            key: its ordering key, None for none.
 
         Raises:
             TransportError: nothing can be sent.
@@ -107,7 +123,7 @@ class Connection:
         self._unanswered[call_id] = spec.name
         try:
             self.transport.submit(
-                self._invocation(call_id, spec, version, arguments),
+                self._invocation(call_id, spec, version, arguments, key),
                 spec,
                 partial(self._accepted, call),
                 call.receive,
@@ -118,7 +134,9 @@ class Connection:
             raise
         self._patience.watch(call_id)
 
-    def submit(self, spec: FunctionSpec, version: int | None, arguments: bytes) -> CallId:
+    def submit(
+        self, spec: FunctionSpec, version: int | None, arguments: bytes, key: str | None = None
+    ) -> CallId:
         """Sends a call whose results nobody here will read; returns its id.
 
         That Kafka did not accept it is counted, and told by `flush` and at the end of the program.
@@ -131,7 +149,7 @@ class Connection:
         self._unanswered[call_id] = spec.name
         try:
             self.transport.submit(
-                self._invocation(call_id, spec, version, arguments),
+                self._invocation(call_id, spec, version, arguments, key),
                 spec,
                 partial(self._left, call_id, spec.name),
                 _nobody,
@@ -141,6 +159,49 @@ class Connection:
             raise
         self.transport.forget(call_id)
         return call_id
+
+    def cancel(self, call_id: CallId, function: str, reason: str) -> None:
+        """Asks for the end of a call and of all calls below it; returns at once.
+
+        That Kafka did not accept it is told on stderr.
+
+        Raises:
+            TransportError: nothing can be sent.
+        """
+        self._cancelling.add(call_id)
+        try:
+            self.transport.cancel(call_id, reason, partial(self._cancelled, call_id, function))
+        except BaseException:
+            self._cancelling.discard(call_id)
+            raise
+
+    def leave(self, call: Call, reason: str, listener: Listener | None = None) -> None:
+        """Reads a call no longer that was left, and cancels it; takes no lock, and never blocks or raises.
+
+        What a forked child inherited and drops is the parent's: that goes on.
+
+        Args:
+            call: the call.
+            reason: why it is cancelled; "" leaves it alone.
+            listener: told of nothing any more.
+        """
+        if self.closed or os.getpid() != self._pid:
+            return
+        if reason:
+            self._cancelling.add(call.id)
+        self._leaving.submit(partial(self._leave, call, reason, listener))
+
+    def _leave(self, call: Call, reason: str, listener: Listener | None) -> None:
+        if listener is not None:
+            call.unlisten(listener)
+        if not call.keeps and self._reads(call):
+            self.ended(call)
+        if not reason:
+            return
+        try:
+            self.cancel(call.id, call.function, reason)
+        except PeltonError as error:
+            self._cancelled(call.id, call.function, error)
 
     def attach(self, function: str, call_id: CallId, timeout_s: float) -> Call:
         """Reads a call from its first record on, whoever sent it; shares one this process reads already.
@@ -168,18 +229,27 @@ class Connection:
         return call
 
     def resume(self, call: Call) -> None:
-        """Reads on after `pause`: from the first record again, which the fold skips as far as it is known.
+        """Reads on after `pause`, a stretch of bounded size; the call may be paused again, or still.
 
         Raises:
-            CallNotFound: there is nothing left to read.
-            CallExpired: the same.
+            DataLoss: what comes next is no longer in the log.
+            TransportError: the broker cannot be reached.
         """
+        # Before anything can come: a receiver that has too much at once pauses the call again.
         call.paused = False
-        self._read(call, ATTACH_SECONDS)
+        if not self.transport.resume(call.id, call.receive, ATTACH_SECONDS):
+            call.paused = True
+        if not self._reads(call):
+            # It ended, or was left by another thread, while this one read on.
+            self.transport.forget(call.id, call.receive)
+
+    def _reads(self, call: Call) -> bool:
+        """Whether its results are still wanted."""
+        return self.calls.get(call.id) is call or self._beside.get(call.id) is call
 
     def pause(self, call: Call) -> None:
         """Stops reading a call until `resume`."""
-        self.transport.forget(call.id, call.receive)
+        self.transport.pause(call.id, call.receive)
 
     def ended(self, call: Call) -> None:
         """Reads a call no longer: it ended, or nobody wants it any more."""
@@ -208,11 +278,9 @@ class Connection:
         Returns:
             Sends without an answer.
         """
-        self._all_answered.clear()
-        if self._unanswered:
-            self._all_answered.wait(timeout_s)
+        self._await_answers(timeout_s)
         self._tell_refused()
-        return len(self._unanswered)
+        return len(self._unanswered) + len(self._cancelling)
 
     def close(self, timeout_s: float = CLOSE_SECONDS) -> int:
         """Flushes what Kafka has not acknowledged, then ends; open calls go on without this process.
@@ -224,8 +292,12 @@ class Connection:
             return 0
         self.closed = True
         self._patience.stop()
+        deadline = time.monotonic() + timeout_s
+        if self._cancelling:
+            # Calls that were left a moment ago: what cancels them has to be sent first.
+            self._await_answers(timeout_s)
         waiting = dict(self._unanswered)
-        lost = self.transport.close(timeout_s)
+        lost = self.transport.close(max(0.0, deadline - time.monotonic()))
         self._tell_unknown(waiting, lost, timeout_s)
         self._tell_refused()
         for call in [*self.calls.values(), *self._beside.values()]:
@@ -272,7 +344,7 @@ class Connection:
         return mint_call_id(self.transport.now_ms(), partition, self._dice.getrandbits(64).to_bytes(8, "big"))
 
     def _invocation(
-        self, call_id: CallId, spec: FunctionSpec, version: int | None, arguments: bytes
+        self, call_id: CallId, spec: FunctionSpec, version: int | None, arguments: bytes, key: str | None
     ) -> Invocation:
         lineage = None if self.nesting is None else self.nesting.lineage()
         if lineage is None:
@@ -281,6 +353,7 @@ class Connection:
                 function=spec.name,
                 arguments=arguments,
                 version=version,
+                ordering_key=key,
                 submitted_ms=call_time_ms(call_id),
             )
         check_depth(lineage, spec.name)
@@ -292,6 +365,7 @@ class Connection:
             deadline_ms=lineage.deadline_ms,
             parent=lineage.ancestry[-1],
             ancestry=lineage.ancestry,
+            ordering_key=key,
             trace_parent=lineage.trace_parent,
             submitted_ms=call_time_ms(call_id),
         )
@@ -309,7 +383,22 @@ class Connection:
 
     def _answer(self, call_id: CallId) -> None:
         self._unanswered.pop(call_id, None)
-        if not self._unanswered:
+        self._look_whether_answered()
+
+    def _cancelled(self, call_id: CallId, function: str, error: Exception | None) -> None:
+        """Kafka's answer to a request to cancel."""
+        if error is not None:
+            sys.stderr.write(f"pelton: call {call_id_text(call_id)} of {function!r} goes on: {error}\n")
+        self._cancelling.discard(call_id)
+        self._look_whether_answered()
+
+    def _await_answers(self, timeout_s: float) -> None:
+        self._all_answered.clear()
+        if self._unanswered or self._cancelling:
+            self._all_answered.wait(timeout_s)
+
+    def _look_whether_answered(self) -> None:
+        if not self._unanswered and not self._cancelling:
             self._all_answered.set()
 
     def _read(self, call: Call, timeout_s: float) -> None:
@@ -332,6 +421,7 @@ class Connection:
         for call_id in unknown:
             self._refused.pop(call_id, None)
         count = max(lost, len(unknown))
+        self.unaccepted += count
         if count:
             shown = [call_id_text(call_id) for call_id in unknown[:_SHOWN]]
             more = ["..."] if count > len(shown) else []
@@ -346,6 +436,8 @@ class Connection:
         for call_id in refused:
             self._refused.pop(call_id, None)
         for function, count in Counter(name for name, _ in refused.values()).items():
+            if self.closed:
+                self.unaccepted += count
             why = next(error for name, error in refused.values() if name == function)
             sys.stderr.write(f"pelton: {count} call(s) of {function!r} were not accepted by Kafka: {why}\n")
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import Final
 
 from pelton.core.call import Failure
-from pelton.errors import CallFailed, CallRejected, CallTimeout, CallUnavailable, FunctionError
+from pelton.errors import CallCancelled, CallFailed, CallRejected, CallTimeout, CallUnavailable, FunctionError
 
 _CLASSES: Final[dict[str, type[CallFailed]]] = {
+    "CANCELLED": CallCancelled,
     "DEADLINE_EXCEEDED": CallTimeout,
     "UNAVAILABLE": CallUnavailable,
     "INVALID_ARGUMENT": CallRejected,

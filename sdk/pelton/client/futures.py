@@ -12,9 +12,11 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
 
 from pelton.client.calls import Acceptance, Call
 from pelton.client.connection import Connection
-from pelton.client.streams import Stream, tell_detached
+from pelton.client.notebook import in_notebook
+from pelton.client.streams import Stream, tell_cancelled
 from pelton.client.waking import settle, waker_of
-from pelton.errors import PeltonError
+from pelton.errors import CallCancelled, PayloadUnavailable, PeltonError
+from pelton.protocol.claims import may_claim
 
 if TYPE_CHECKING:
     import asyncio
@@ -101,6 +103,11 @@ class CallFuture(Future[R]):
     def call_id(self) -> str:
         """The id of the call, UUID text; `attach` takes it in any process."""
         return self._call.text
+
+    @property
+    def connection(self) -> Connection:
+        """The connection that reads the call."""
+        return self._connection
 
     @property
     def accepted(self) -> Acceptance:
@@ -224,11 +231,34 @@ class CallFuture(Future[R]):
                 yield from waiter
             else:
                 yield from self._connection.suspend(waiter).__await__()
+        if not self._is_decoded and self._connection.nesting is None and self._is_large():
+            import asyncio
+
+            # Reading it takes a while, and the loop has other tasks.
+            yield from asyncio.to_thread(self._read_value).__await__()
         return self.result(0)
 
     def cancel(self) -> bool:
-        """Returns False and does nothing: this version cannot cancel calls; the call goes on."""
-        return False
+        """Asks for the end of the call and of all calls below it, and returns at once.
+
+        The future ends by the outcome of the call: `CallCancelled` if it was in time, else whatever the call
+        came to. A call that waits never starts; an async one that runs gets `CancelledError`; others see
+        `context().cancelled`. An attempt that goes on for 5 s after that loses its executor.
+
+        Returns:
+            False when the call has ended already: then nothing is asked for.
+
+        Raises:
+            TransportError: the request cannot be sent.
+        """
+        if self.done():
+            return False
+        self._connection.cancel(self._call.id, self._call.function, "its caller cancelled the future")
+        return True
+
+    def cancelled(self) -> bool:
+        """Whether the call has ended because somebody cancelled it."""
+        return self.done() and isinstance(self._call.error, CallCancelled)
 
     def running(self) -> bool:
         """Whether an execution is known to have started and has not ended."""
@@ -254,6 +284,13 @@ class CallFuture(Future[R]):
         if self._call.watchers <= 1:
             self._connection.ended(self._call)
 
+    def leave(self, *, aloud: bool) -> None:
+        """Cancels the call, which nobody will ask for any more; with `aloud` stderr says so."""
+        self._connection.leave(self._call, "its caller was interrupted")
+        self.detach()
+        if aloud:
+            tell_cancelled(self.call_id)
+
     def __repr__(self) -> str:
         state = "finished" if self.done() else "running" if self._call.started else "pending"
         return f"<CallFuture {self.call_id} of {self._call.function!r}, {state}>"
@@ -278,26 +315,38 @@ class CallFuture(Future[R]):
                 else:
                     value = None if call.payload is None else self._decode(call.payload)
                 self._value = value
+            except PayloadUnavailable as error:
+                # Asked again later it may be there.
+                self._problem = error
+                return
             except PeltonError as error:
                 self._problem = error
+            else:
+                self._problem = None
             self._is_decoded = True
+
+    def _is_large(self) -> bool:
+        """Whether a part of the value lies in the object store."""
+        payloads = self._call.chunks if self._streams else (self._call.payload or b"",)
+        return any(map(may_claim, payloads))
 
     def _told(self) -> None:
         self._connection.seen(self._call)
 
 
 def wait_blocking(future: CallFuture[R], connection: Connection) -> R:
-    """Waits for a call that was made as if it were local, `f(x)`.
+    """Waits for a call that was made as if it were local, `f(x)`; whoever leaves it cancels the call.
 
     Raises:
-        KeyboardInterrupt: the user gave up waiting; the call goes on, and stderr says so.
+        KeyboardInterrupt: the user gave up waiting; stderr says that the call is cancelled.
     """
     warn_on_loop(connection)
     try:
         return future.result()
-    except KeyboardInterrupt:
-        future.detach()
-        tell_detached(future.call_id)
+    except BaseException as error:
+        # Interrupted, or its task cancelled: nobody has this future, so nobody will ever have the value.
+        if not future.done():
+            future.leave(aloud=isinstance(error, KeyboardInterrupt))
         raise
 
 
@@ -309,7 +358,7 @@ def warn_on_loop(connection: Connection) -> None:
     if connection.nesting is not None:
         return
     asyncio = sys.modules.get("asyncio")
-    if asyncio is None or asyncio._get_running_loop() is None or "ipykernel" in sys.modules:
+    if asyncio is None or asyncio._get_running_loop() is None or in_notebook():
         return
     if _warned.acquire(blocking=False):
         warnings.warn(

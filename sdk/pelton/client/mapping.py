@@ -5,10 +5,10 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Iterator
+from functools import partial
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
-from pelton.client import session
 from pelton.client.futures import CallFuture
 
 if TYPE_CHECKING:
@@ -49,16 +49,18 @@ def map_unordered(
 ) -> Iterator[R]:
     """Values in the order in which the calls end, at most `window` calls open."""
     ended: SimpleQueue[CallFuture[R]] = SimpleQueue()
+    wait: Callable[[], CallFuture[R]] = ended.get
     count = 0
     for arguments in inputs:
         future = start(arguments)
         future.add_listener(_putter(ended.put, future))
+        wait = partial(future.connection.block, ended.get)
         count += 1
         if count >= window:
             count -= 1
-            yield _value(session.current().block(ended.get), return_exceptions)
+            yield _value(wait(), return_exceptions)
     for _ in range(count):
-        yield _value(session.current().block(ended.get), return_exceptions)
+        yield _value(wait(), return_exceptions)
 
 
 async def amap(
@@ -79,9 +81,9 @@ async def amap(
     count = 0
 
     async def next_ended() -> R:
-        future = open_calls.popleft() if ordered else await session.current().suspend(ended.get())
+        first = open_calls.popleft() if ordered else await future.connection.suspend(ended.get())
         try:
-            return await future
+            return await first
         except Exception as error:
             return cast(R, _raise_or_return(error, return_exceptions))
 

@@ -9,8 +9,10 @@ import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+from pelton.client import ending
 from pelton.client.connection import CLOSE_SECONDS, Connection
-from pelton.errors import UnsupportedOption
+from pelton.errors import PayloadCorrupt, UnsupportedOption
+from pelton.protocol.claims import Claim
 from pelton.transport.config import ConnectionConfig, find_context
 from pelton.transport.ports import Transport
 
@@ -45,6 +47,8 @@ def connect(
     security: Mapping[str, str] | None = None,
     key_file: str | os.PathLike[str] | None = None,
     home: str | os.PathLike[str] | None = None,
+    store: str | None = None,
+    store_options: Mapping[str, str] | None = None,
 ) -> Connection:
     """Connects this process to a platform; without it the first call connects to the one that is found.
 
@@ -57,6 +61,8 @@ def connect(
         security: further settings of the Kafka client by librdkafka's names, e.g. `sasl.username`.
         key_file: file with the namespace key.
         home: folder of a local platform.
+        store: object store of payloads above 512 KiB, `file:///folder` or `s3://bucket/prefix`.
+        store_options: further settings of the store by obstore's names, e.g. `endpoint`.
 
     Returns:
         The connection; `close()` it, or use it as a context manager, or leave it to the end of the program.
@@ -75,6 +81,10 @@ def connect(
             security=security if security is not None else (found.security if found else {}),
             key_file=Path(key_file) if key_file else (found.key_file if found else None),
             home=Path(home) if home else (found.home if found else None),
+            store=store or (found.store if found else ""),
+            store_options=store_options
+            if store_options is not None
+            else (found.store_options if found else {}),
         )
 
     if _refusal is not None:
@@ -112,6 +122,27 @@ def close(timeout: float = CLOSE_SECONDS) -> int:
     return connection.close(timeout) if connection is not None else 0
 
 
+def open_connection() -> Connection | None:
+    """The connection of this process, None while there is none."""
+    connection = _connection
+    return connection if connection is not None and not connection.closed else None
+
+
+def open_object(claim: Claim) -> int:
+    """The descriptor of a file that is the object of a payload, from the store of this process's platform.
+
+    Raises:
+        PayloadCorrupt: there is no such object, or no store.
+        PayloadUnavailable: the store cannot be reached.
+    """
+    store = current().transport.payloads
+    if store is None:
+        raise PayloadCorrupt(
+            "the value lies in the object store, and nothing says where that is: set PELTON_STORE"
+        )
+    return store.open(claim)
+
+
 def flush(timeout: float = CLOSE_SECONDS) -> int:
     """Waits until Kafka has answered every send of this process.
 
@@ -146,6 +177,11 @@ def provide(opening: Callable[[], Connection] | None) -> None:
     _opening = opening
 
 
+def is_provided() -> bool:
+    """Whether this process runs user code for an instance."""
+    return _opening is not None
+
+
 def _open(config: Callable[[], ConnectionConfig]) -> Connection:
     global _connection
     with _connecting:
@@ -162,16 +198,24 @@ def _open(config: Callable[[], ConnectionConfig]) -> Connection:
 
 
 def _close_at_exit() -> None:
-    """Makes sure that the end of the program closes the connection."""
+    """Makes sure that the end of the program closes the connection, and tells of sends not accepted."""
     # What was registered last runs first: the connection has to end before the clients it uses.
-    atexit.unregister(close)
-    atexit.register(close)
+    atexit.unregister(_at_exit)
+    atexit.register(_at_exit)
     # Processes started by `multiprocessing` leave without running what `atexit` knows.
     multiprocessing = sys.modules.get("multiprocessing")
     if multiprocessing is not None and multiprocessing.parent_process() is not None:
         from multiprocessing.util import Finalize
 
-        Finalize(None, close, exitpriority=100)
+        Finalize(None, _at_exit, exitpriority=100)
+
+
+def _at_exit() -> None:
+    """What was sent and not accepted is a failure of the program, as an exception would have been earlier."""
+    connection = _connection
+    close()
+    if connection is not None and connection.unaccepted:
+        ending.fail("")
 
 
 def _forget_parent() -> None:

@@ -7,24 +7,36 @@ import threading
 from collections import deque
 from collections.abc import Callable
 from types import TracebackType
-from typing import Any, Generic, Self, TypeVar
+from typing import Any, Final, Generic, Self, TypeVar
 
 from pelton.client.calls import Acceptance, Call
 from pelton.client.connection import Connection
 from pelton.client.waking import Signal
+from pelton.protocol.claims import may_claim
 
 T_co = TypeVar("T_co", covariant=True)
+
+_LEFT: Final = "its stream was left"
 
 
 class Stream(Generic[T_co]):
     """The values of a generator, each once and in order, while the generator runs.
 
-    Iterate with `for` or `async for`, in a `with` block or without. A stream has one consumer. Leaving it
-    early leaves the call alone: the attempt runs to its end. After the last value a failed call raises its
-    error.
+    Iterate with `for` or `async for`, in a `with` block or without. A stream has one consumer. After the last
+    value a failed call raises its error. Leaving the stream of a call `f(x)` early, by `break`, `close` or an
+    error, cancels the call; leaving one that was asked of a future leaves it alone.
+
+    Args:
+        call: whose values.
+        connection: reads it.
+        decode: makes values of chunks.
+        owner: whether leaving it early cancels the call.
     """
 
-    def __init__(self, call: Call, connection: Connection, decode: Callable[[bytes], Any]) -> None:
+    def __init__(
+        self, call: Call, connection: Connection, decode: Callable[[bytes], Any], *, owner: bool = False
+    ) -> None:
+        self._owner = owner
         self._call = call
         self._connection = connection
         self._decode = decode
@@ -71,7 +83,7 @@ class Stream(Generic[T_co]):
                     self._connection.resume(self._call)
         except KeyboardInterrupt:
             if not self._closed and not self._call.ended:
-                tell_detached(self.call_id)
+                tell_cancelled(self.call_id) if self._owner else tell_detached(self.call_id)
             self.close()
             raise
         except Exception:
@@ -92,6 +104,8 @@ class Stream(Generic[T_co]):
             while True:
                 chunk = self._take()
                 if chunk is not None:
+                    if self._connection.nesting is None and may_claim(chunk):
+                        return await asyncio.to_thread(self._value, chunk)
                     return self._value(chunk)
                 waiter = self._signal.arm(asyncio.get_running_loop())
                 if not self._has_news():
@@ -109,13 +123,16 @@ class Stream(Generic[T_co]):
             self._reading.release()
 
     def close(self) -> None:
-        """Stops reading; the call goes on. Idempotent."""
+        """Stops reading; cancels the call if that is this stream's own and has not ended. Idempotent."""
         if self._closed:
             return
         self._closed = True
         self._call.unlisten(self._signal.notify)
-        if not self._call.keeps and not self._call.ended:
-            self._connection.ended(self._call)
+        if not self._call.ended:
+            if not self._call.keeps:
+                self._connection.ended(self._call)
+            if self._owner:
+                self._connection.leave(self._call, _LEFT)
         self._signal.notify()
 
     async def aclose(self) -> None:
@@ -141,7 +158,11 @@ class Stream(Generic[T_co]):
     def __del__(self) -> None:
         # Missing when __init__ failed.
         if getattr(self, "_closed", True) is False:
-            self.close()
+            # Perhaps in a collection of garbage, whose thread may hold any lock: nothing here takes one.
+            self._closed = True
+            self._connection.leave(
+                self._call, _LEFT if self._owner and not self._call.ended else "", self._signal.notify
+            )
 
     def __repr__(self) -> str:
         state = "closed" if self._closed else "ended" if self._call.ended else "open"
@@ -202,6 +223,11 @@ class Stream(Generic[T_co]):
         if failed is not None:
             self._connection.seen(self._call)
             raise failed
+
+
+def tell_cancelled(call_id: str) -> None:
+    """Says that a call which nobody waits for any more is cancelled."""
+    sys.stderr.write(f"pelton: interrupted; cancelling call {call_id}\n")
 
 
 def tell_detached(call_id: str) -> None:

@@ -112,12 +112,18 @@ class Signal:
 
 
 class CallbackThread:
-    """Runs callbacks of users: reading threads must not run user code, which may take any time."""
+    """Runs callbacks of users: reading threads must not run user code, which may take any time.
 
-    def __init__(self) -> None:
+    Args:
+        name: of the thread, which starts with the first callback.
+    """
+
+    def __init__(self, name: str = "pelton-callbacks") -> None:
+        self._name = name
         self._queue: SimpleQueue[Callback] = SimpleQueue()
         self._thread: threading.Thread | None = None
-        self._starting = threading.Lock()
+        # A collection of garbage may submit while this thread holds it.
+        self._starting = threading.RLock()
 
     def submit(self, callback: Callback) -> None:
         """Runs `callback` soon, in order, on one thread."""
@@ -125,7 +131,7 @@ class CallbackThread:
         if self._thread is None:
             with self._starting:
                 if self._thread is None:
-                    self._thread = threading.Thread(target=self._run, name="pelton-callbacks", daemon=True)
+                    self._thread = threading.Thread(target=self._run, name=self._name, daemon=True)
                     self._thread.start()
 
     def _run(self) -> None:

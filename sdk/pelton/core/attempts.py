@@ -9,17 +9,26 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 from pelton.core.call import Failure, ResultKind
+from pelton.core.cancelling import CANCEL_GRACE_MS, Cancellations, Doomed, cancelled_failure
 from pelton.core.decisions import Action, Interrupt, ReadResults, Start, Unpark
 from pelton.core.outbox import Outbox
 from pelton.core.ownership import Commits
 from pelton.core.parking import Parking
 from pelton.core.run import Item, Run, RunKey, RunState
+from pelton.core.spec import FunctionSpec
 
 STARTED_AFTER_MS: Final = 250
 """`started` is written for attempts still running after this time: short calls need no record to say so."""
 
 MAX_CHUNK_BYTES: Final = 768 * 1024
 """Chunks that wait together share a record up to this size."""
+
+
+WINDOW: Final = 4096
+"""Records that wait in memory."""
+
+KEYED_WINDOW: Final = 65_536
+"""The same with key order: a key for which many calls wait must not hide the other keys of its partition."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +50,7 @@ class EngineSettings:
         retry_initial_ms, retry_max_ms: bounds of the delay before the next attempt in process.
         commit_retry_ms: pause after a refused or unanswered commit.
         parked_per_depth: runs of one depth that may wait for calls they made; more are not started.
+        ordered: calls with one key start in the order of the log, each after the end of the one before it.
     """
 
     worker: str
@@ -48,7 +58,7 @@ class EngineSettings:
     max_attempts: int = 3
     timeout_ms: int = 0
     isolated: int = 2
-    window: int = 4096
+    window: int = WINDOW
     window_bytes: int = 16 * 1024 * 1024
     horizon: int = 4096
     commit_age_ms: int = 100
@@ -58,6 +68,20 @@ class EngineSettings:
     retry_max_ms: int = 1000
     commit_retry_ms: int = 50
     parked_per_depth: int = 256
+    ordered: bool = False
+
+    @classmethod
+    def of(cls, spec: FunctionSpec, worker: str) -> EngineSettings:
+        """The settings for a function in the instance of this name."""
+        ordered = spec.ordering == "key"
+        return cls(
+            worker=worker,
+            streams=spec.kind.streams,
+            max_attempts=spec.max_attempts,
+            timeout_ms=spec.timeout_ms,
+            ordered=ordered,
+            window=KEYED_WINDOW if ordered else WINDOW,
+        )
 
 
 class Attempts:
@@ -67,7 +91,12 @@ class Attempts:
         counters: how often what happened, by name, for tests and metrics.
     """
 
-    def __init__(self, settings: EngineSettings, dice: Callable[[], float] = lambda: 0.5) -> None:
+    def __init__(
+        self,
+        settings: EngineSettings,
+        dice: Callable[[], float] = lambda: 0.5,
+        cancellations: Cancellations | None = None,
+    ) -> None:
         self.settings = settings
         self.counters: Counter[str] = Counter()
         self._dice = dice
@@ -84,6 +113,9 @@ class Attempts:
         self._timed: deque[tuple[int, int]] = deque()
         self._lingering: dict[int, Run] = {}
         self._parking = Parking(settings.parked_per_depth)
+        self._cancellations = Cancellations() if cancellations is None else cancellations
+        self._doomed = Doomed(self._cancellations)
+        self._cancelling: deque[tuple[int, int]] = deque()
         self._next_run = 0
         self._busy = 0
         self._done = 0
@@ -137,6 +169,9 @@ class Attempts:
         self._after_acks(run, fenced)
 
     def _start(self, run: Run) -> None:
+        if run.cancelled:
+            self._end_cancelled(run, None)
+            return
         headers = run.items[0].record.headers
         run.state = RunState.RUNNING
         if not run.isolated:
@@ -224,7 +259,9 @@ class Attempts:
             self._gone(run_id)
         for run in hit:
             self._free(run)
-            if alone:
+            if run.cancelled:
+                self._end_cancelled(run, None)
+            elif alone:
                 self._failed(run, Failure("ExecutorLost", reason, "", "UNAVAILABLE", True))
             else:
                 self.counters["deliveries_lost"] += 1
@@ -247,7 +284,7 @@ class Attempts:
 
     def _failed(self, run: Run, failure: Failure) -> None:
         attempts = self._used(run.items[0]) + 1
-        if failure.code != "UNAVAILABLE" or attempts >= self.settings.max_attempts:
+        if run.cancelled or failure.code != "UNAVAILABLE" or attempts >= self.settings.max_attempts:
             self._give_up(run, failure)
             return
         self.counters["retries"] += 1
@@ -319,12 +356,27 @@ class Attempts:
                 self._again(run)
 
     def _give_up(self, run: Run, reason: Failure) -> None:
-        """A dead letter, acknowledged before the outcome is written."""
+        """A dead letter, acknowledged before the outcome is written; a cancelled call needs none."""
+        if run.cancelled:
+            self._end_cancelled(run, reason)
+            return
         self.counters["dead_letters"] += 1
         self._free(run)
         run.state = RunState.CLOSING
         self._outbox.dead_letter(run, reason)
         self._after_acks(run, lambda run, _offset: self._close(run, (), reason))
+
+    def _refuse_lane(self, item: Item) -> None:
+        """A call that would wait for a call it is part of, and that one for it, ends."""
+        headers = item.record.headers
+        if headers is not None:
+            item.dispatched = True
+            text = (
+                "a call with the same key is one that this call is part of: it would wait for itself; give "
+                "nested calls of a function with key order another key, or none"
+            )
+            reason = Failure("KeyHeld", text, "", "FAILED_PRECONDITION")
+            self._give_up(self._new_run(item, (headers.call_id, headers.attempt)), reason)
 
     def _close(self, run: Run, items: tuple[bytes, ...], failure: Failure | None) -> None:
         run.state = RunState.CLOSING
@@ -363,6 +415,47 @@ class Attempts:
             item.run = None
             item.local = True
             self._apart.append(item)
+
+    def cancelled(self, now_ms: int) -> None:
+        """Requests to cancel were added: what they concern ends."""
+        self._now = now_ms
+        for run in list(self._runs.values()):
+            if not run.cancelled and run.state is not RunState.CLOSING:
+                run.cancelled = self._cancellations.why(run.key[0], run.ancestry)
+                if run.cancelled:
+                    self._cancel(run)
+
+    def _cancel(self, run: Run) -> None:
+        """Its call is cancelled; one that is being prepared ends when it would start."""
+        self.counters["cancelled_runs"] += 1
+        if run.state is RunState.BACKOFF:
+            self._end_cancelled(run, None)
+        elif run.state is RunState.RUNNING:
+            text = f"its call was cancelled: {run.cancelled}"
+            # What waits for calls it made may need more time to come back than to end.
+            self._actions.append(Interrupt(run.id, text, not run.parked, True))
+            if run.parked:
+                self._cancelling.append((self._now + CANCEL_GRACE_MS, run.id))
+
+    def _end_stuck(self) -> None:
+        """Cancelled attempts that still wait for calls they made, and did not come back, end by force."""
+        while self._cancelling and self._cancelling[0][0] <= self._now:
+            run = self._runs.get(self._cancelling.popleft()[1])
+            if run is not None and run.parked and not self._parking.returns(run):
+                self._actions.append(Interrupt(run.id, "its call was cancelled", True, True))
+
+    def _end_cancelled(self, run: Run, end: Failure | None) -> None:
+        """The outcome of a cancelled call.
+
+        Args:
+            run: its run.
+            end: how its attempt ended; None if none ran or its executor was lost.
+        """
+        self.counters["cancelled_calls"] += 1
+        self._free(run)
+        if run.state is not RunState.RUNNING:
+            run.attempt = self._used(run.items[0])
+        self._close(run, (), cancelled_failure(run, end))
 
     def parked(self, now_ms: int, run_id: int) -> None:
         """An attempt waits for calls it made, and gives its place to others: to those calls, first of all."""
@@ -409,4 +502,5 @@ class Attempts:
         headers = item.record.headers
         if headers is not None and headers.ancestry:
             run.ancestry = headers.ancestry
+        run.cancelled = self._doomed.why(item)
         return run

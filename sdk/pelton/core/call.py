@@ -1,4 +1,4 @@
-"""What a call is made of: ids, tokens, invocations, results, failures, dead letters."""
+"""What a call is made of: ids, tokens, invocations, results, failures, cancellations, dead letters."""
 
 from __future__ import annotations
 
@@ -228,6 +228,21 @@ class Result:
     attempts: int = 0
     worker: str = ""
     moved_to: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Cancellation:
+    """A request to cancel a call and all calls below it.
+
+    Attributes:
+        call_id: the call.
+        requested_ms: broker time of the request.
+        reason: who asked for it, in words that follow "the call was cancelled: "; bounded.
+    """
+
+    call_id: CallId
+    requested_ms: int
+    reason: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -115,11 +115,14 @@ class Interrupt(NamedTuple):
         reason: for logs.
         forced: replace the executor if the attempt does not yield within a grace; else only ask (async ones
             are cancelled, sync ones run to their end).
+        cancelled: its call is cancelled: what it still ends with counts, and it gets the longer grace
+            `CANCEL_GRACE_MS`.
     """
 
     run_id: int
     reason: str
     forced: bool
+    cancelled: bool = False
 
 
 class Unpark(NamedTuple):
@@ -141,6 +144,18 @@ class ReadResults(NamedTuple):
     run_id: int
     call_id: CallId
     end_offset: int
+
+
+class ReadCancellations(NamedTuple):
+    """Read the requests to cancel up to what is in the log now; answered with `cancellations_read`.
+
+    Attributes:
+        partition: which assignment waits for that.
+        epoch: its owner epoch.
+    """
+
+    partition: InputPartition
+    epoch: int
 
 
 class Pause(NamedTuple):
@@ -183,6 +198,7 @@ Action = (
     | Interrupt
     | Credit
     | ReadResults
+    | ReadCancellations
     | Pause
     | Resume
     | Released

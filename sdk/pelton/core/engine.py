@@ -10,16 +10,19 @@ from __future__ import annotations
 
 import heapq
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from pelton.core.attempts import Attempts, EngineSettings
 from pelton.core.call import Failure, InputPartition
+from pelton.core.cancelling import Cancellations
 from pelton.core.decisions import (
     Action,
     Alarm,
     CommitOutcome,
     InputRecord,
+    Interrupt,
     Pause,
+    ReadCancellations,
     Released,
     Resume,
     SendDeadLetter,
@@ -27,6 +30,7 @@ from pelton.core.decisions import (
     Unpark,
 )
 from pelton.core.handover import Handover
+from pelton.core.lanes import KeyOrder, Lanes, is_keyed
 from pelton.core.offsets import decode_metadata
 from pelton.core.ownership import Owned
 from pelton.core.parking import depth_of, roots
@@ -37,8 +41,13 @@ from pelton.core.tail import TailCopies
 class Engine(Attempts):
     """Decides for one function in one instance; see the module's docstring."""
 
-    def __init__(self, settings: EngineSettings, dice: Callable[[], float] = lambda: 0.5) -> None:
-        super().__init__(settings, dice)
+    def __init__(
+        self,
+        settings: EngineSettings,
+        dice: Callable[[], float] = lambda: 0.5,
+        cancellations: Cancellations | None = None,
+    ) -> None:
+        super().__init__(settings, dice, cancellations)
         self._owned: dict[InputPartition, Owned] = {}
         self._turn: deque[Owned] = deque()
         self._delayed: list[tuple[int, int, Item]] = []
@@ -48,6 +57,7 @@ class Engine(Attempts):
         self._look_at_commits = False
         self._trim_at = 0
         self._tail = TailCopies(self._outbox, self._copied, self._not_copied)
+        self._order = KeyOrder(self._commits, self._refuse_lane) if settings.ordered else None
 
     # ---- what others may see ----
 
@@ -56,6 +66,8 @@ class Engine(Attempts):
         self._dispatch()
         if self._done and not self._dirty_since:
             self._dirty_since = self._now
+        if self._order is not None:
+            self._order.settle(self._turn, due=False)
         if self._look_at_commits or self._commits.waiting or self._done >= self.settings.commit_count:
             self._commit()
         taken = self._actions[:]
@@ -70,8 +82,9 @@ class Engine(Attempts):
     @property
     def waiting(self) -> int:
         """Records taken in and not dispatched."""
-        queued = sum(len(own.queue) for own in self._owned.values())
-        return queued + len(self._apart) + len(self._delayed) + self._parking.held_count
+        queued = sum(len(own.queue) + (own.lanes.waiting if own.lanes else 0) for own in self._turn)
+        aside = len(self._apart) + len(self._delayed) + len(self._doomed)
+        return queued + aside + self._parking.held_count
 
     @property
     def idle(self) -> bool:
@@ -116,6 +129,8 @@ class Engine(Attempts):
             )
             return -1
         own = Owned(partition, offset, meta, log_end, now_ms, self.settings.horizon)
+        if self._order is not None:
+            own.lanes = Lanes()
         self._owned[partition] = own
         self._turn.append(own)
 
@@ -123,8 +138,34 @@ class Engine(Attempts):
             own.ready = acknowledged
 
         self._commits.ask((own,), ready)
+        self._actions.append(ReadCancellations(partition, own.epoch))
         self._trim_at = self._trim_at or now_ms + self.settings.trim_ms
         return offset
+
+    def cancellations_read(self, now_ms: int, partition: InputPartition, epoch: int) -> None:
+        """All requests to cancel that were in the log when this was asked for were added."""
+        self._now = now_ms
+        own = self._owned.get(partition)
+        if own is not None and own.epoch == epoch:
+            own.informed = True
+
+    def cancelled(self, now_ms: int) -> None:
+        """Requests to cancel were added: what they concern ends, or never starts."""
+        super().cancelled(now_ms)
+        doomed = self._doomed
+        for own in self._owned.values():
+            left = doomed.pick(own.queue)
+            if len(left) < len(own.queue):
+                own.queued_bytes -= _bytes_of(own.queue) - _bytes_of(left)
+                own.queue = left
+            if self._order is not None:
+                self._order.pick(own, doomed)
+        self._apart = doomed.pick(self._apart)
+        later = [entry for entry in self._delayed if not self._dooms(entry[2])]
+        if len(later) < len(self._delayed):
+            self._delayed = later
+            heapq.heapify(later)
+        self._parking.pick(doomed)
 
     def revoke(self, now_ms: int, partitions: Sequence[InputPartition]) -> None:
         """The group takes partitions away; `Released` says when they may go."""
@@ -180,6 +221,7 @@ class Engine(Attempts):
         self._delayed = [entry for entry in self._delayed if entry[2].own is not own]
         heapq.heapify(self._delayed)
         self._parking.forget(own)
+        self._doomed.forget(own)
 
     # ---- events: records, reports, commits, time ----
 
@@ -189,10 +231,10 @@ class Engine(Attempts):
         own = self._owned.get(partition)
         if own is None:
             return
-        queue, size = own.queue, 0
+        queue, size, cancellations = own.queue, 0, len(self._cancellations)
         for record in batch:
             item = own.take_in(record)
-            if item is not None:
+            if item is not None and not (cancellations and self._dooms(item)):
                 queue.append(item)
                 size += len(record.value or b"")
         own.queued_bytes += size
@@ -200,7 +242,7 @@ class Engine(Attempts):
 
     def _limit_intake(self, own: Owned) -> None:
         settings, share = self.settings, max(1, len(self._owned))
-        count, size = settings.window // share, settings.window_bytes // share
+        count, size = settings.window // share + own.stretch, settings.window_bytes // share
         waiting = len(own.queue) + own.held
         if own.paused:
             if waiting <= count // 2 and own.queued_bytes <= size // 2:
@@ -256,6 +298,7 @@ class Engine(Attempts):
             item.own.wait(item)
         if self.settings.timeout_ms:
             self._end_overdue()
+        self._end_stuck()
         if self._trim_at and self._trim_at <= now_ms:
             self._trim_at = now_ms + self.settings.trim_ms
             offsets = {
@@ -276,6 +319,8 @@ class Engine(Attempts):
         due = dirty and (
             self._now - self._dirty_since >= settings.commit_age_ms or done >= settings.commit_count
         )
+        if due and self._order is not None:
+            self._order.settle(dirty, due=True)
         if (due or self._commits.waiting) and self._commits.issue(self._now, dirty):
             self._dirty_since = 0
 
@@ -287,6 +332,8 @@ class Engine(Attempts):
             self._come_back()
         if self._draining:
             return
+        if self._doomed:
+            self._end_doomed()
         if parking.held_count and self._busy < self._slots:
             parking.release(self._slots - self._busy)
         for _ in range(len(self._apart)):
@@ -316,20 +363,50 @@ class Engine(Attempts):
                     run.slot = True
                     self._busy += 1
             self._actions.append(Unpark(run.id))
+            if run.cancelled and run.alive and run.state is RunState.RUNNING:
+                self._actions.append(Interrupt(run.id, "its call was cancelled", True, True))
+
+    def _end_doomed(self) -> None:
+        """Ends waiting records of cancelled calls."""
+        for own in self._turn:
+            self._look_ahead(own)
+        for item in self._doomed.ready():
+            self._end_waiting(item)
+            if item.own.paused:
+                self._limit_intake(item.own)
+
+    def _end_waiting(self, item: Item) -> None:
+        """Ends a record whose call is cancelled, without running it."""
+        headers = item.record.headers
+        if headers is not None and not self._bound(item):
+            item.dispatched = True
+            self._end_cancelled(self._new_run(item, (headers.call_id, headers.attempt)), None)
+
+    def _dooms(self, item: Item) -> bool:
+        """Whether the call of a record is cancelled; then it ends without running."""
+        if item.run is not None or not self._doomed.why(item):
+            return False
+        self._doomed.add(item)
+        return True
 
     def _reach_behind(self) -> None:
         """Every started call waits for calls it made: what lies in front of those goes to the log's end."""
         for own in self._turn:
             room = self._tail.room(self._now, own)
-            if not own.ready or own.leaving or room <= 0 or not (own.paused or own.full):
+            if not own.serving or room <= 0 or not (own.paused or own.full):
                 continue
             items = self._parking.take(own, room)
             if own.full:
-                queued = roots(own.queue)[: room - len(items)]
-                for item in queued:
-                    own.queue.remove(item)
-                    own.queued_bytes -= len(item.record.value or b"")
+                queued = [item for item in roots(own.queue) if not is_keyed(item)][: room - len(items)]
+                chosen = set(queued)
+                own.queue = deque(item for item in own.queue if item not in chosen)
+                own.queued_bytes -= _bytes_of(queued)
                 items += queued
+            if not items and own.paused and self._order is not None:
+                # Records with a key keep their place: what lies behind them is reached by taking in more.
+                own.stretch += self.settings.window
+                own.paused = False
+                self._actions.append(Resume(own.partition))
             self._tail.send(self._now, own, [item for item in items if not self._bound(item)])
 
     def _same_call(self, item: Item) -> Run | None:
@@ -359,28 +436,26 @@ class Engine(Attempts):
 
     def _dispatch_from(self, own: Owned) -> bool:
         """Begins up to a share of a partition's waiting records; whether any was taken from the queue."""
-        if not own.ready or own.leaving or not own.queue:
+        if not own.serving or not own.queue:
             return False
-        ahead = self.settings.horizon
-        if own.position + ahead // 2 > own.wanted:
-            own.wanted = own.position + ahead
-            self._commits.ask((own,), _nothing)
-        if own.full:
-            return False
+        self._look_ahead(own)
+        tight = own.full
         queue, items, horizon, taken = own.queue, own.items, own.horizon, 0
         share = max(1, (self._slots - self._busy) // len(self._turn))
-        full = self._parking.full
+        full, order = self._parking.full, self._order
         while queue and taken < share and self._busy < self._slots:
             item = queue[0]
             offset = item.offset
-            if offset >= horizon or (item.suspect and own.full):
+            if offset >= horizon or ((tight or (item.suspect and own.full)) and not own.fills_a_gap(offset)):
                 break
             queue.popleft()
             record = item.record
             own.queued_bytes -= len(record.value or b"")
             taken += 1
             if item.run is None and offset in items:
-                if full and depth_of(item) in full and self._same_call(item) is None:
+                if order is not None and self._same_call(item) is None and not order.enter(own, item):
+                    continue
+                if full and depth_of(item) in full and not is_keyed(item) and self._same_call(item) is None:
                     self._parking.hold(item)
                     continue
                 if own.tail_from >= 0 or own.tail_pause_ms:
@@ -390,10 +465,20 @@ class Engine(Attempts):
             self._limit_intake(own)
         return taken > 0
 
+    def _look_ahead(self, own: Owned) -> None:
+        """Extends the committed horizon ahead of intake."""
+        ahead = self.settings.horizon
+        if own.serving and own.position + ahead // 2 > own.wanted:
+            own.wanted = own.position + ahead
+            self._commits.ask((own,), _nothing)
+
     def _begin(self, item: Item, record: InputRecord) -> None:
         headers = record.headers
         if headers is None:
             self._bury(item, record)
+            return
+        if len(self._cancellations) and self._doomed.why(item):
+            self._end_waiting(item)
             return
         if headers.due_ms > self._now:
             heapq.heappush(self._delayed, (headers.due_ms, item.offset, item))
@@ -445,10 +530,15 @@ class Engine(Attempts):
         own, headers = item.own, item.record.headers
         if item.run is not None or headers is None or item.offset not in own.items:
             return True
-        if depth_of(item) in self._parking.full:
+        if depth_of(item) in self._parking.full and not is_keyed(item):
             return False
-        if not own.ready or own.leaving or item.offset >= own.horizon or own.full:
+        if not own.serving or item.offset >= own.horizon:
             return False
+        if own.full and not own.fills_a_gap(item.offset):
+            return False
+        if len(self._cancellations) and self._doomed.why(item):
+            self._end_waiting(item)
+            return True
         if not item.local and any(
             run.isolated and not run.items[0].local for run in self._runs.values() if run.items
         ):
@@ -497,6 +587,10 @@ class Engine(Attempts):
                 self._outbox.apart(SendDeadLetter(0, item.own.partition, record, reason), answered)
 
         self._outbox.apart(SendDeadLetter(0, item.own.partition, record, reason), answered)
+
+
+def _bytes_of(items: Iterable[Item]) -> int:
+    return sum(len(item.record.value or b"") for item in items)
 
 
 def _nothing(_acknowledged: bool) -> None:

@@ -8,6 +8,7 @@ from typing import Final
 
 from pelton.core.call import InputPartition
 from pelton.core.decisions import InputRecord
+from pelton.core.lanes import is_keyed
 from pelton.core.outbox import Outbox
 from pelton.core.ownership import Commits, Owned
 from pelton.core.run import Item, Run, RunState
@@ -66,11 +67,12 @@ class Handover:
             self.copied = True
             if self.kept:
                 for run in affected:
-                    if run.state is RunState.RUNNING:
+                    if run.state is RunState.RUNNING and not _stays(run):
                         for item in [item for item in run.items if item.own in mine]:
                             self._copy(item, run, outbox, commits)
         ending = any(
-            run.state is RunState.CLOSING or (run.state is RunState.RUNNING and not self.kept)
+            run.state is RunState.CLOSING
+            or (run.state is RunState.RUNNING and (not self.kept or _stays(run)))
             for run in affected
         )
         if (self.copying or ending) and not over:
@@ -136,6 +138,11 @@ class Handover:
 
         where = f"{target.partition.topic.name.lower()}/{target.partition.partition}"
         outbox.moved(headers.call_id, run.token, where, moved)
+
+
+def _stays(run: Run) -> bool:
+    """Whether a run cannot go to another partition: others with its key follow it in this one."""
+    return any(is_keyed(item) for item in run.items)
 
 
 def rebind(run: Run, original: Item, target: Owned, copy: InputRecord) -> None:

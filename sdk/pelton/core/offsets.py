@@ -184,6 +184,10 @@ class FinishedRuns:
             self._at[offset + 1] = end
             self._ends[end] = offset + 1
 
+    def joins(self, offset: int) -> bool:
+        """Whether an unfinished offset lies beside finished ones."""
+        return offset == self.base or offset in self._ends or offset + 1 in self._at
+
     def __contains__(self, offset: int) -> bool:
         if offset < self.base:
             return True

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from pelton.core.call import InputPartition, Token
 from pelton.core.decisions import Action, Commit, CommitOutcome, InputRecord
 from pelton.core.offsets import METADATA_FULL, METADATA_LIMIT, CommitMeta, FinishedRuns, encode_metadata
 from pelton.core.run import Item, Run
+
+if TYPE_CHECKING:
+    from pelton.core.lanes import Lanes
 
 _ENTRY_BYTES: Final = 4
 """Estimated bytes of one run or count in the metadata before base64."""
@@ -25,6 +28,7 @@ class Owned:
         partition: which one.
         alive: until it is lost or handed over.
         ready: its epoch is committed; before that nothing is dispatched.
+        informed: cancellations that were in the log at the assignment are known; before that neither.
         leaving: being revoked; nothing more is dispatched.
         epoch: owner epoch, in every token.
         bound: records below it may have run, or may run at a former owner that does not know it is one.
@@ -41,7 +45,10 @@ class Owned:
         committed: acknowledged committed offset.
         paused: whether intake is paused.
         dirty: finished records since the last commit.
-        held: records kept back because too many runs of their depth are parked.
+        held: records kept out of the queue: their calls are cancelled, too many of their depth are parked, or
+            others with their key come first.
+        lanes: records by key; None when the function has no key order.
+        stretch: so many more records may wait here than a share of the window.
         tail_from: offset of the first copy made in this round of tail copies, -1 before it.
         tail_over: the round came back to its first copy.
         tail_copying: records on their way to the end of the partition.
@@ -59,7 +66,9 @@ class Owned:
         "finished",
         "held",
         "horizon",
+        "informed",
         "items",
+        "lanes",
         "leaving",
         "partition",
         "paused",
@@ -69,6 +78,7 @@ class Owned:
         "ready",
         "restored_end",
         "runs",
+        "stretch",
         "tail_copying",
         "tail_from",
         "tail_not_before_ms",
@@ -93,6 +103,7 @@ class Owned:
         self.partition = partition
         self.alive = True
         self.ready = False
+        self.informed = False
         self.leaving = False
         self.epoch = max(meta.epoch + 1, now_ms)
         self.bound = meta.bound
@@ -114,6 +125,8 @@ class Owned:
         self.dirty = 0
         self.runs = 0
         self.held = 0
+        self.stretch = 0
+        self.lanes: Lanes | None = None
         self.tail_from = -1
         self.tail_over = False
         self.tail_copying = 0
@@ -151,6 +164,16 @@ class Owned:
         self.queue.appendleft(item)
         self.queued_bytes += len(item.record.value or b"")
 
+    def wait_in_order(self, item: Item) -> None:
+        """Puts a record back in front of all that come after it in the log."""
+        at = 0
+        for other in self.queue:
+            if other.offset > item.offset:
+                break
+            at += 1
+        self.queue.insert(at, item)
+        self.queued_bytes += len(item.record.value or b"")
+
     def bind(self, offset: int, record: InputRecord, run: Run) -> Item | None:
         """The item of a committed copy, bound to its run; None when the copy already went its own way."""
         if offset < self.position:
@@ -175,6 +198,8 @@ class Owned:
                 self.counts.pop(offset, None)
             if self.used:
                 self.used.pop(offset, None)
+            if self.lanes is not None:
+                self.lanes.leave(item)
 
     def metadata_bytes(self) -> int:
         """Estimated size of the metadata text."""
@@ -182,9 +207,18 @@ class Owned:
         return 40 + entries * _ENTRY_BYTES * 4 // 3
 
     @property
+    def serving(self) -> bool:
+        """Whether records may be dispatched."""
+        return self.ready and self.informed and not self.leaving
+
+    @property
     def full(self) -> bool:
         """Whether the metadata leaves no room for more records in the air."""
         return self.metadata_bytes() > METADATA_FULL
+
+    def fills_a_gap(self, offset: int) -> bool:
+        """Whether the end of a record makes no further gap: it may be begun while the metadata is full."""
+        return self.finished.joins(offset)
 
     def snapshot(self, *, leave: bool = False) -> tuple[int, str]:
         """Offset and metadata for a commit; with `leave`, as handed to the next owner."""

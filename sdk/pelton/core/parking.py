@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from pelton.core.run import Item, Run
 
 if TYPE_CHECKING:
+    from pelton.core.cancelling import Doomed
     from pelton.core.ownership import Owned
 
 
@@ -61,8 +62,15 @@ class Parking:
             self.full.discard(depth)
 
     def ask(self, run: Run) -> None:
-        """A parked run wants to go on."""
-        self._returning.append(run)
+        """A parked run wants to go on; one whose call is cancelled has little time left, and comes first."""
+        if run.cancelled:
+            self._returning.appendleft(run)
+        else:
+            self._returning.append(run)
+
+    def returns(self, run: Run) -> bool:
+        """Whether it wants to go on."""
+        return run in self._returning
 
     def come_back(self, slots: int, apart: int) -> Iterator[Run]:
         """Runs that may go on, in the order in which they asked; those that are over among them.
@@ -91,6 +99,17 @@ class Parking:
         own.queued_bytes += len(item.record.value or b"")
         self.held_count += 1
         self._held.setdefault(depth_of(item), deque()).append(item)
+
+    def pick(self, doomed: Doomed) -> None:
+        """Holds no records of cancelled calls any more."""
+        for depth, held in list(self._held.items()):
+            left = doomed.pick(held)
+            for item in set(held).difference(left):
+                self._let_go(item)
+            if left:
+                self._held[depth] = left
+            else:
+                del self._held[depth]
 
     def release(self, most: int) -> None:
         """Puts up to `most` records, of each depth where something may start, back into their queues."""

@@ -117,6 +117,7 @@ class Run:
         ancestry: of its call, 16 bytes for each ancestor.
         parked: it gave back its place while it waits for calls it made.
         apart: whether that place was in an executor of its own.
+        cancelled: why its call is cancelled, "" while it is not.
     """
 
     __slots__ = (
@@ -125,6 +126,7 @@ class Run:
         "apart",
         "attempt",
         "began_ms",
+        "cancelled",
         "delivery",
         "expired",
         "id",
@@ -167,3 +169,4 @@ class Run:
         self.ancestry = b""
         self.parked = False
         self.apart = False
+        self.cancelled = ""

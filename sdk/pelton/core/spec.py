@@ -59,6 +59,8 @@ class FunctionSpec:
         description: first paragraph of the docstring, or as given.
         tags: free words.
         deployed_ms: broker time of the deploy.
+        code: SHA-256 hex of the code of a function that has no module, else "".
+        ordering: "none", or "key": calls with one key start in order.
         digest: SHA-256 hex over what defines it (not version or time): equal digests mean nothing changed.
     """
 
@@ -78,6 +80,8 @@ class FunctionSpec:
     tags: tuple[str, ...] = ()
     deployed_ms: int = 0
     digest: str = ""
+    code: str = ""
+    ordering: str = "none"
 
 
 @dataclass(frozen=True, slots=True)

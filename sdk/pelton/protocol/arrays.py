@@ -44,9 +44,9 @@ def lower_array(value: Any) -> Ext | None:
     numpy = sys.modules.get("numpy")
     if numpy is not None and hasattr(numpy, "ndarray"):
         if type(value) is numpy.ndarray:
-            return Ext(Extension.NUMPY_ARRAY, _pack((_dtype_text(value.dtype), value.shape, value.tobytes())))
+            return Ext(Extension.NUMPY_ARRAY, _pack((dtype_text(value.dtype), value.shape, value.tobytes())))
         if isinstance(value, numpy.generic):
-            return Ext(Extension.NUMPY_SCALAR, _pack((_dtype_text(value.dtype), value.tobytes())))
+            return Ext(Extension.NUMPY_SCALAR, _pack((dtype_text(value.dtype), value.tobytes())))
     arrow = sys.modules.get("pyarrow")
     if arrow is not None and hasattr(arrow, "Table"):
         if type(value) is arrow.Table:
@@ -70,7 +70,8 @@ def raise_array(code: int, data: memoryview) -> Any:
     """
     if code in (Extension.NUMPY_ARRAY, Extension.NUMPY_SCALAR):
         return _raise_numpy(_library("numpy"), code, data)
-    return _raise_arrow(_library("pyarrow"), code, data)
+    arrow = _library("pyarrow")
+    return _read_stream(arrow, code, arrow.py_buffer(bytes(data)))
 
 
 def _library(name: str) -> Any:
@@ -81,7 +82,7 @@ def _library(name: str) -> Any:
         raise PayloadCorrupt(f"the payload holds data of {name}, which is not installed here") from error
 
 
-def _dtype_text(dtype: Any) -> str:
+def dtype_text(dtype: Any) -> str:
     """A dtype as text that says all of it."""
     text = str(dtype.str)
     if _DTYPE.fullmatch(text) is None or dtype.hasobject or dtype.metadata:
@@ -99,6 +100,23 @@ def _raise_numpy(numpy: Any, code: int, data: memoryview) -> Any:
         text, shape, content = _read_array(data)
     else:
         text, content = _read_scalar(data)
+    array = _numpy_array(numpy, text, shape, content)
+    # A copy: arrays of callers can be written to, bytes cannot.
+    return array.copy() if code == Extension.NUMPY_ARRAY else array[()]
+
+
+def raise_numpy_buffer(text: Any, shape: Any, content: memoryview) -> Any:
+    """A numpy array in this memory, which it keeps.
+
+    Raises:
+        PayloadCorrupt: numpy is missing here, or that is no array.
+    """
+    if type(text) is not str or type(shape) is not list or any(type(length) is not int for length in shape):
+        raise PayloadCorrupt("an array without dtype or shape")
+    return _numpy_array(_library("numpy"), text, shape, content)
+
+
+def _numpy_array(numpy: Any, text: str, shape: list[int], content: bytes | memoryview) -> Any:
     if _DTYPE.fullmatch(text) is None:
         raise PayloadCorrupt(f"{text[:64]!r} is no dtype that travels")
     if len(shape) > _MAX_DIMENSIONS or any(length < 0 for length in shape):
@@ -109,9 +127,7 @@ def _raise_numpy(numpy: Any, code: int, data: memoryview) -> Any:
         count *= length
     if count * dtype.itemsize != len(content):
         raise PayloadCorrupt(f"an array of {count} items of {dtype.itemsize} bytes in {len(content)} bytes")
-    # A copy: arrays of callers can be written to, bytes cannot.
-    array = numpy.ndarray(shape, dtype, buffer=content).copy() if content else numpy.empty(shape, dtype)
-    return array if code == Extension.NUMPY_ARRAY else array[()]
+    return numpy.ndarray(shape, dtype, buffer=content) if content else numpy.empty(shape, dtype)
 
 
 def _refuse_compression(ipc: Any, buffer: Any) -> None:
@@ -150,19 +166,33 @@ def _table_field(data: bytes, table: int, number: int) -> int:
 
 def _write_stream(arrow: Any, value: Any) -> bytes:
     """A table or batch as an IPC stream."""
-    ipc = importlib.import_module("pyarrow.ipc")
     sink = arrow.BufferOutputStream()
-    with ipc.new_stream(sink, value.schema) as writer:
-        writer.write(value)
+    write_arrow(arrow, sink, value)
     content: bytes = sink.getvalue().to_pybytes()
     return content
 
 
-def _raise_arrow(arrow: Any, code: int, data: memoryview) -> Any:
+def write_arrow(arrow: Any, sink: Any, value: Any) -> None:
+    """Writes a table or batch as an IPC stream into a file of arrow, or one of Python."""
+    ipc = importlib.import_module("pyarrow.ipc")
+    with ipc.new_stream(sink, value.schema) as writer:
+        writer.write(value)
+
+
+def raise_arrow_buffer(code: int, data: memoryview) -> Any:
+    """A table or batch in this memory, which it keeps.
+
+    Raises:
+        PayloadCorrupt: pyarrow is missing here, or that is no table or batch.
+    """
+    arrow = _library("pyarrow")
+    return _read_stream(arrow, code, arrow.py_buffer(data))
+
+
+def _read_stream(arrow: Any, code: int, buffer: Any) -> Any:
     """A table or batch; fully validated, since Arrow trusts offsets it reads."""
     ipc = importlib.import_module("pyarrow.ipc")
     try:
-        buffer = arrow.py_buffer(bytes(data))
         _refuse_compression(ipc, buffer)
         with ipc.open_stream(buffer) as reader:
             table = reader.read_all()

@@ -73,6 +73,11 @@ class Classes:
         return Record(name, fields, module)
 
 
+def reachable(annotations: Mapping[str, Any]) -> list[type]:
+    """All dataclasses and Enums that annotations name, also inside of each other."""
+    return _reach(annotations.values())
+
+
 def take_apart(value: Any) -> tuple[str, str, dict[str, Any]] | None:
     """Module, qualified name and fields of a dataclass instance, Enum member or `Record`; else None.
 

@@ -7,10 +7,13 @@ from typing import Final
 from pelton.protocol.avro import PREFIX_BYTES, Subject
 from pelton.protocol.invocation import INVOCATION, INVOCATION_PREFIX, decode_invocation, encode_invocation
 from pelton.protocol.records import (
+    CANCELLATION,
     DEAD_LETTER,
     LOG_RECORD,
+    decode_cancellation,
     decode_dead_letter,
     decode_log,
+    encode_cancellation,
     encode_dead_letter,
     encode_log,
 )
@@ -37,6 +40,7 @@ SUBJECTS: Final[dict[str, Subject]] = {
         CONTAINER_SPEC,
         INSTANCE_STATUS,
         LOG_RECORD,
+        CANCELLATION,
     )
 }
 """The contracts by name."""
@@ -50,6 +54,7 @@ def is_invocation(data: bytes | None) -> bool:
 __all__ = [
     "PREFIX_BYTES",
     "SUBJECTS",
+    "decode_cancellation",
     "decode_container_spec",
     "decode_dead_letter",
     "decode_function_spec",
@@ -57,6 +62,7 @@ __all__ = [
     "decode_invocation",
     "decode_log",
     "decode_result",
+    "encode_cancellation",
     "encode_container_spec",
     "encode_dead_letter",
     "encode_function_spec",

@@ -56,6 +56,26 @@ class Extension:
     """An Arrow IPC stream."""
     ARROW_BATCH: Final = 18
     """An Arrow IPC stream of one record batch."""
+    PICKLED: Final = 19
+    """A payload with pickled parts, signed; only as a whole payload."""
+    PICKLE: Final = 20
+    """A cloudpickle; only inside of PICKLED."""
+    CLAIM: Final = 21
+    """A claim check, see `pelton.protocol.claims`; only as a whole payload, or as what PICKLED holds."""
+    SEGMENT: Final = 22
+    """[code, offset, length, ...]: a value that lies elsewhere in the same object."""
+    PARTS: Final = 23
+    """[code, offset, length, offset, length, ...]: arrays in the same object, together that of a value."""
+
+
+_CODE_AT: Final = {0xC7: 2, 0xC8: 3, 0xC9: 5, 0xD4: 1, 0xD5: 1, 0xD6: 1, 0xD7: 1, 0xD8: 1}
+"""Where an extension has its code, by its first byte."""
+
+
+def extension_code(data: bytes) -> int:
+    """The code of the extension that a payload is as a whole, -1 for any other payload."""
+    at = _CODE_AT.get(data[0], 0) if data else 0
+    return data[at] if 0 < at < len(data) else -1
 
 
 class Refusal(Exception):

@@ -24,13 +24,14 @@ class ToExecutor(IntEnum):
 
     HELLO      [0, settings: dict]           once, first: namespace, function, kind, module, qualname, bundle
                                              (folder), slots, container, instance, version, chunk_credit
-                                             (chunks a run may have unacknowledged)
+                                             (chunks a run may have unacknowledged), exchange (folder of
+                                             large payloads, "" for none)
     RUN        [1, run_id, call_id, attempt, delivery, deadline_ms, value]
     CREDIT     [2, run_id, chunks]
     INTERRUPT  [3, run_id]                    cancel an async attempt; nothing is promised for a sync one
     STOP       [4]                            finish what runs, then exit 0
     CLOCK      [5, offset_ms]                 broker time minus executor wall clock
-    ACCEPTED   [6, ref, error | nil]          Kafka's answer to the record of a nested call
+    ACCEPTED   [6, ref, error | nil]          Kafka's answer to the record of a CALL or CANCEL
     RESULTS    [7, ref, [result, ...]]        records of a nested call in log order, as in the results topic
     ANSWER     [8, ask, error | nil, value]   to an ASK
     SPECS      [9, [[what, name, spec | nil], ...]]  functions and containers that are new, changed or gone
@@ -65,6 +66,8 @@ class FromExecutor(IntEnum):
     ASK        [8, ask, question, arguments]  answered by ANSWER; the questions are in `Question`
     PARK       [9, run_id]                    a run waits for calls it made: its slot is free meanwhile
     UNPARK     [10, run_id]                   it wants to go on; UNPARK says when it may
+    CANCEL     [11, ref, call_id, reason]     cancel a call and all below it; answered by ACCEPTED
+    PAUSE      [12, ref]                      no more results of a call until RESUME is asked
     failure is [type, message, traceback, code, retriable]
     """
 
@@ -79,6 +82,8 @@ class FromExecutor(IntEnum):
     ASK = 8
     PARK = 9
     UNPARK = 10
+    CANCEL = 11
+    PAUSE = 12
 
 
 class Question(StrEnum):
@@ -87,13 +92,19 @@ class Question(StrEnum):
     SPECS      []                               send what is deployed now, and every change from now on
     PREPARE    [function]                       the reply partition for calls of it
     ATTACH     [ref, function, call_id, seconds]  replay a call as RESULTS; the value is its state
+    RESUME     [ref, seconds]                   more of a paused call as RESULTS; whether it has caught up
     INSTANCES  [container | nil]                statuses of live instances
+    KEEP       [file, claim]                    make an object of a file in the folder of exchange
+    FETCH      [file, claim]                    put an object into the folder of exchange
     """
 
     SPECS = "specs"
     PREPARE = "prepare"
     ATTACH = "attach"
+    RESUME = "resume"
     INSTANCES = "instances"
+    KEEP = "keep"
+    FETCH = "fetch"
 
 
 _encode = msgspec.msgpack.Encoder().encode

@@ -1,10 +1,10 @@
-"""Dead letters and log records to bytes and back."""
+"""Dead letters, log records and cancellations to bytes and back."""
 
 from __future__ import annotations
 
 from typing import Final
 
-from pelton.core.call import DeadLetter
+from pelton.core.call import Cancellation, DeadLetter
 from pelton.core.spec import LogRecord
 from pelton.errors import RecordError
 from pelton.protocol.avro import Subject
@@ -13,12 +13,17 @@ from pelton.protocol.text import clean_text
 
 DEAD_LETTER: Final = Subject("dead_letter")
 LOG_RECORD: Final = Subject("log_record")
+CANCELLATION: Final = Subject("cancellation")
 
 MAX_QUOTED_BYTES: Final = 900 * 1024
 """Longer values are cut in dead letters: a dead letter must fit its topic whatever killed the record."""
 
 MAX_QUOTED_HEADER_BYTES: Final = 64 * 1024
 """So many bytes of headers, and of the key, are quoted."""
+
+
+MAX_REASON_CHARACTERS: Final = 200
+"""The reason of a cancellation is cut to this."""
 
 
 def encode_dead_letter(letter: DeadLetter) -> bytes:
@@ -117,3 +122,30 @@ def decode_log(data: bytes | None) -> LogRecord:
     return LogRecord(
         **{**values, "fields": tuple((field["name"], field["value"]) for field in values["fields"])}
     )
+
+
+def encode_cancellation(request: Cancellation) -> bytes:
+    """A request to cancel a call; a long reason is cut.
+
+    Raises:
+        RecordError: a value does not fit its field.
+    """
+    return CANCELLATION.encode(
+        {
+            "call_id": request.call_id,
+            "requested_ms": request.requested_ms,
+            "reason": clean_text(request.reason[:MAX_REASON_CHARACTERS]),
+        }
+    )
+
+
+def decode_cancellation(data: bytes | None) -> Cancellation:
+    """Reads a request to cancel a call.
+
+    Raises:
+        RecordError: it is none.
+    """
+    values = CANCELLATION.decode(data)
+    if values["requested_ms"] < 0:
+        raise RecordError("a cancellation with a negative time")
+    return Cancellation(**{**values, "reason": values["reason"][:MAX_REASON_CHARACTERS]})

@@ -18,6 +18,7 @@ from pelton.errors import RecordError
 from pelton.protocol.avro import Subject, Values
 from pelton.protocol.text import clean_text
 
+ORDERINGS: Final = ("none", "key")
 FUNCTION_SPEC: Final = Subject("function_spec")
 CONTAINER_SPEC: Final = Subject("container_spec")
 INSTANCE_STATUS: Final = Subject("instance_status")
@@ -47,6 +48,8 @@ def decode_function_spec(data: bytes | None) -> FunctionSpec:
     """
     values = FUNCTION_SPEC.decode(data)
     _check_positive("function_spec", values)
+    if values["ordering"] not in ORDERINGS:
+        raise RecordError(f"a function_spec of an ordering unknown here: {values['ordering'][:80]!r}")
     try:
         kind = FunctionKind(values["kind"])
     except ValueError as error:

@@ -12,9 +12,10 @@ from typing import Any, NamedTuple
 
 from pelton.core.call import CallId, Failure
 from pelton.core.spec import FunctionKind
-from pelton.errors import PayloadError, RecordError
+from pelton.errors import PayloadError, PayloadUnavailable, RecordError
 from pelton.protocol import codec, payload
 from pelton.runtime.failures import failure_of
+from pelton.transport.payloads import PayloadStore, encode_value
 
 Outcome = tuple[bytes | None, Failure | None]
 """How an attempt ended: the encoded value, or the failure; exactly one of them is None."""
@@ -32,6 +33,7 @@ CHUNKS_BETWEEN_TURNS = 64
 """An async generator that never waits still lets other tasks run after so many chunks."""
 
 _INVALID = "INVALID_ARGUMENT"
+_UNAVAILABLE = "UNAVAILABLE"
 _log = logging.getLogger("pelton.runtime")
 
 
@@ -44,15 +46,23 @@ class Target:
         kind: how it is called.
         function: the function as the user wrote it.
         decode: reads argument payloads, dataclasses and enums of its annotations included.
+        store: keeps results above the limit of a record; None refuses them.
     """
 
     name: str
     kind: FunctionKind
     function: Callable[..., Any]
     decode: Callable[[bytes], Any]
+    store: PayloadStore | None = None
 
     @classmethod
-    def of(cls, name: str, kind: FunctionKind, function: Callable[..., Any]) -> Target:
+    def of(
+        cls,
+        name: str,
+        kind: FunctionKind,
+        function: Callable[..., Any],
+        store: PayloadStore | None = None,
+    ) -> Target:
         """Makes a target; annotations that cannot be evaluated are left out."""
         try:
             hints = typing.get_type_hints(function, include_extras=True)
@@ -60,7 +70,8 @@ class Target:
             # Names that exist for type checkers only: what they stand for arrives as `pelton.Record`.
             hints = {key: hint for key, hint in _annotations(function).items() if not isinstance(hint, str)}
         hints.pop("return", None)
-        return cls(name, kind, function, payload.decoder(hints) if hints else payload.decode)
+        objects = None if store is None else store.open
+        return cls(name, kind, function, payload.decoder(hints, pickles=True, objects=objects), store)
 
 
 class Arguments(NamedTuple):
@@ -120,7 +131,7 @@ def call(target: Target, arguments: Arguments) -> Outcome:
         value = target.function(*arguments.args, **arguments.kwargs)
     except BaseException as error:
         return None, _user_failure(target, arguments, error)
-    return _encoded(value)
+    return _encoded(target, value)
 
 
 async def call_async(target: Target, arguments: Arguments) -> Outcome:
@@ -129,7 +140,7 @@ async def call_async(target: Target, arguments: Arguments) -> Outcome:
         value = await target.function(*arguments.args, **arguments.kwargs)
     except BaseException as error:
         return None, _user_failure(target, arguments, error)
-    return _encoded(value)
+    return _encoded(target, value)
 
 
 def stream(target: Target, arguments: Arguments, sink: Sink) -> Outcome:
@@ -139,7 +150,7 @@ def stream(target: Target, arguments: Arguments, sink: Sink) -> Outcome:
     try:
         generator = target.function(*arguments.args, **arguments.kwargs)
         for value in generator:
-            encoded, failure = _encoded(value)
+            encoded, failure = _encoded(target, value)
             if encoded is None:
                 break
             if not sink(encoded):
@@ -165,7 +176,7 @@ async def stream_async(target: Target, arguments: Arguments, sink: AsyncSink) ->
     try:
         generator = target.function(*arguments.args, **arguments.kwargs)
         async for value in generator:
-            encoded, failure = _encoded(value)
+            encoded, failure = _encoded(target, value)
             if encoded is None:
                 break
             waiting = sink(encoded)
@@ -192,9 +203,11 @@ def interrupted() -> Failure:
     return Failure(type="CancelledError", message="the attempt was interrupted", code="CANCELLED")
 
 
-def _encoded(value: Any) -> Outcome:
+def _encoded(target: Target, value: Any) -> Outcome:
     try:
-        return payload.encode(value), None
+        return encode_value(target.store, target.name, value), None
+    except PayloadUnavailable as error:
+        return None, failure_of(error, code=_UNAVAILABLE)
     except BaseException as error:
         # Not only PayloadError: values may bring code of their own, and nesting may be deeper than the stack.
         return None, failure_of(error, code=_INVALID)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 
 from pelton.core.call import CallId, call_id_text
@@ -31,6 +31,16 @@ class Context:
     function: str
     deadline: datetime | None
     instance: str
+    _attempt: Attempt | None = field(default=None, repr=False, compare=False)
+
+    @property
+    def cancelled(self) -> bool:
+        """Whether the attempt is to stop: its call was cancelled, its time is up, or another instance has it.
+
+        It changes while the attempt runs. Code that is not async looks at it now and then, and returns or
+        raises: an attempt whose call is cancelled loses its executor 5 s later.
+        """
+        return self._attempt is not None and self._attempt.interrupted
 
 
 class Attempt:
@@ -44,6 +54,7 @@ class Attempt:
         deadline_ms: broker time in ms since the epoch; 0 for never.
         instance: id of the instance.
         over: whether it has ended; code it left behind may still run in its context.
+        interrupted: whether it is to stop.
         ancestry: call ids from the root to the parent of the call; empty for a root call.
         trace_parent: W3C trace parent of the call; None when it is not traced.
     """
@@ -57,6 +68,7 @@ class Attempt:
         "delivery",
         "function",
         "instance",
+        "interrupted",
         "over",
         "trace_parent",
     )
@@ -71,6 +83,7 @@ class Attempt:
         self.deadline_ms = deadline_ms
         self.instance = instance
         self.over = False
+        self.interrupted = False
         self.ancestry: tuple[CallId, ...] = ()
         self.trace_parent: str | None = None
         self._public: Context | None = None
@@ -86,6 +99,7 @@ class Attempt:
                 function=self.function,
                 deadline=deadline,
                 instance=self.instance,
+                _attempt=self,
             )
         return self._public
 

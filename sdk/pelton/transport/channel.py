@@ -12,6 +12,7 @@ import operator
 import threading
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, Final
 
 from pelton.core.call import CallId, Invocation, call_id_text
@@ -20,6 +21,8 @@ from pelton.errors import (
     AcceptanceUnknown,
     DataLoss,
     FunctionNotFound,
+    PayloadCorrupt,
+    PayloadUnavailable,
     PeltonError,
     PlatformNotRunning,
     SubmitFailed,
@@ -33,6 +36,8 @@ from pelton.protocol.codec import (
     encode_invocation,
 )
 from pelton.protocol.frames import FromExecutor, Question, ToExecutor
+from pelton.transport.exchange import ExchangedPayloads
+from pelton.transport.payloads import PayloadStore
 from pelton.transport.ports import AttachState, Directory, OnAccepted, OnResults
 from pelton.transport.registry import Registry
 
@@ -55,13 +60,23 @@ _SPECS: Final = int(ToExecutor.SPECS)
 _CALL: Final = int(FromExecutor.CALL)
 _FORGET: Final = int(FromExecutor.FORGET)
 _ASK: Final = int(FromExecutor.ASK)
+_CANCEL: Final = int(FromExecutor.CANCEL)
+_PAUSE: Final = int(FromExecutor.PAUSE)
 
 HEARD: Final = frozenset((_ACCEPTED, _RESULTS, _ANSWER, _SPECS))
 """Kinds of records that `ChannelTransport.take` takes."""
 
 _ERRORS: Final[dict[str, type[PeltonError]]] = {
     kind.__name__: kind
-    for kind in (AcceptanceUnknown, DataLoss, FunctionNotFound, PlatformNotRunning, SubmitFailed)
+    for kind in (
+        AcceptanceUnknown,
+        DataLoss,
+        FunctionNotFound,
+        PayloadCorrupt,
+        PayloadUnavailable,
+        PlatformNotRunning,
+        SubmitFailed,
+    )
 }
 _LOGGER: Final = logging.getLogger("pelton.transport")
 
@@ -72,10 +87,10 @@ class _Open:
     __slots__ = ("call_id", "on_accepted", "on_results", "size")
 
     def __init__(
-        self, call_id: CallId, on_results: OnResults, on_accepted: OnAccepted | None, size: int
+        self, call_id: CallId, on_results: OnResults | None, on_accepted: OnAccepted | None, size: int
     ) -> None:
         self.call_id = call_id
-        self.on_results: OnResults | None = on_results
+        self.on_results = on_results
         self.on_accepted = on_accepted
         self.size = size
 
@@ -153,15 +168,21 @@ class ChannelTransport:
         post: sends a record to the coordinator soon; never blocks.
         now_ms: broker time.
         aside: calls what blocks, without stopping an event loop on the calling thread.
+        exchange: folder by which payloads above the limit of a record go to and fro; None refuses them.
+
+    Attributes:
+        aside: as given.
     """
 
     def __init__(
         self,
         post: Callable[[list[Any]], object],
         now_ms: Callable[[], int],
-        aside: Callable[[Callable[[], bool]], bool] = operator.call,
+        aside: Callable[[Callable[[], Any]], Any] = operator.call,
+        exchange: Path | None = None,
     ) -> None:
-        self._aside = aside
+        self.aside = aside
+        self._payloads = None if exchange is None else ExchangedPayloads(exchange, self)
         self._post = post
         self._now_ms = now_ms
         self._refs = itertools.count(1)
@@ -186,9 +207,18 @@ class ChannelTransport:
         """What is deployed."""
         return self._directory
 
+    @property
+    def config(self) -> None:
+        """As `ports.Transport.config`."""
+
+    @property
+    def payloads(self) -> PayloadStore | None:
+        """As `ports.Transport.payloads`."""
+        return self._payloads
+
     def prepare(self, function: str) -> int:
         """As `ports.Transport.prepare`."""
-        return int(self._ask(Question.PREPARE, function))
+        return int(self.ask(Question.PREPARE, function))
 
     def submit(
         self, invocation: Invocation, spec: FunctionSpec, on_accepted: OnAccepted, on_results: OnResults
@@ -208,12 +238,21 @@ class ChannelTransport:
         state = AttachState.UNKNOWN
         try:
             state = AttachState(
-                self._ask(Question.ATTACH, ref, function, call_id, timeout_s, wait_s=timeout_s + 5)
+                self.ask(Question.ATTACH, ref, function, call_id, timeout_s, wait_s=timeout_s + 5)
             )
         finally:
             if state in (AttachState.UNKNOWN, AttachState.EXPIRED):
                 self._drop(ref)
         return state
+
+    def cancel(self, call_id: CallId, reason: str, on_accepted: OnAccepted) -> None:
+        """As `ports.Transport.cancel`; never blocks."""
+        with self._lock:
+            if self._closed:
+                raise TransportError("the connection is closed; nothing was sent")
+            self._unanswered += 1
+            ref = self._register(_Open(call_id, None, on_accepted, 0))
+        self._post([_CANCEL, ref, call_id, reason])
 
     def forget(self, call_id: CallId, on_results: OnResults | None = None) -> None:
         """As `ports.Transport.forget`."""
@@ -222,12 +261,32 @@ class ChannelTransport:
             if opened is not None and (on_results is None or opened.on_results == on_results):
                 self._drop(ref)
 
+    def pause(self, call_id: CallId, on_results: OnResults) -> None:
+        """As `ports.Transport.pause`."""
+        ref = self._ref(call_id, on_results)
+        if ref is not None:
+            self._post([_PAUSE, ref])
+
+    def resume(self, call_id: CallId, on_results: OnResults, timeout_s: float) -> bool:
+        """As `ports.Transport.resume`; results come on the reading thread."""
+        ref = self._ref(call_id, on_results)
+        return ref is None or bool(self.ask(Question.RESUME, ref, timeout_s, wait_s=timeout_s + 5))
+
     def close(self, timeout_s: float) -> int:
         """As `ports.Transport.close`."""
         with self._answered:
             self._closed = True
             self._answered.wait_for(lambda: not self._unanswered, timeout_s)
             return self._unanswered
+
+    def ask(self, question: Question, *arguments: Any, wait_s: float = ANSWER_TIMEOUT_S) -> Any:
+        """Asks the coordinator, and waits for the answer.
+
+        Raises:
+            PeltonError: what the coordinator says went wrong.
+            TransportError: closed, or no answer in time.
+        """
+        return self._answer(self._asking(question, *arguments), question, wait_s)
 
     # --- the reading thread ---
 
@@ -271,6 +330,14 @@ class ChannelTransport:
 
     # --- inside ---
 
+    def _ref(self, call_id: CallId, on_results: OnResults) -> int | None:
+        """What names a receiver in frames; None when it is not known any more."""
+        for ref in self._of_call.get(call_id, ()):
+            opened = self._open.get(ref)
+            if opened is not None and opened.on_results == on_results:
+                return ref
+        return None
+
     @staticmethod
     def _hand_over(opened: _Open, on_results: OnResults, results: list[bytes]) -> None:
         try:
@@ -313,19 +380,19 @@ class ChannelTransport:
             TransportError: closed.
         """
 
-        def take() -> bool:
+        def take(wait_s: float) -> bool:
             with self._answered:
-                if not self._answered.wait_for(
-                    lambda: self._closed or self._has_room(size), SUBMIT_TIMEOUT_S
-                ):
+                self._answered.wait_for(lambda: self._closed or self._has_room(size), wait_s)
+                if self._closed:
+                    raise TransportError("the connection is closed; nothing was sent")
+                if not self._has_room(size):
                     return False
                 self._unanswered += 1
                 self._unanswered_bytes += size
                 return True
 
-        if self._closed:
-            raise TransportError("the connection is closed; nothing was sent")
-        if not (take() if self._has_room(size) else self._aside(take)):
+        # Whoever runs an event loop must not wait here, not even for the room that another thread took.
+        if not take(0) and not self.aside(lambda: take(SUBMIT_TIMEOUT_S)):
             raise SubmitFailed(
                 f"{self._unanswered} calls wait for Kafka's answer, and none came within "
                 f"{SUBMIT_TIMEOUT_S:g} s; this call of {function!r} was not sent"
@@ -334,9 +401,6 @@ class ChannelTransport:
     def _has_room(self, size: int) -> bool:
         waiting = self._unanswered
         return not waiting or (waiting < MAX_OPEN_SENDS and self._unanswered_bytes + size <= MAX_OPEN_BYTES)
-
-    def _ask(self, question: Question, *arguments: Any, wait_s: float = ANSWER_TIMEOUT_S) -> Any:
-        return self._answer(self._asking(question, *arguments), question, wait_s)
 
     def _asking(self, question: Question, *arguments: Any) -> _Asked:
         if self._closed:
@@ -347,7 +411,7 @@ class ChannelTransport:
         return asked
 
     def _answer(self, asked: _Asked, question: Question, wait_s: float) -> Any:
-        if not self._aside(lambda: asked.answered.wait(wait_s)):
+        if not self.aside(lambda: asked.answered.wait(wait_s)):
             self._asked.pop(asked.number, None)
             raise TransportError(f"the instance did not answer ({question}) within {wait_s:g} s")
         if asked.error is not None:
@@ -370,7 +434,7 @@ class ChannelTransport:
         self._has_specs = True
 
     def _instances(self, container: str | None) -> list[InstanceStatus]:
-        return [decode_instance_status(data) for data in self._ask(Question.INSTANCES, container)]
+        return [decode_instance_status(data) for data in self.ask(Question.INSTANCES, container)]
 
 
 def error_words(error: Exception) -> list[str]:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Final
+from urllib.parse import unquote, urlsplit
 
 from pelton.errors import PlatformNotRunning
 
@@ -31,6 +32,9 @@ _SERVERS: Final = "PELTON_BOOTSTRAP_SERVERS"
 _NAMESPACE: Final = "PELTON_NAMESPACE"
 _KEY_FILE: Final = "PELTON_KEY_FILE"
 _KAFKA: Final = "PELTON_KAFKA_"
+_STORE: Final = "PELTON_STORE"
+_STORE_OPTIONS: Final = "PELTON_STORE_OPTIONS"
+_SCHEMES: Final = ("file", "s3", "gs", "az")
 _NAMESPACE_PATTERN: Final = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,62}")
 # Settings the transport decides itself; a connection that changed them would break a promise.
 _RESERVED: Final = frozenset(
@@ -63,9 +67,14 @@ class ConnectionConfig:
             whoever may write to the registry topic decides over partitions and signatures of functions.
             Nothing in a spec is ever imported or run by a reader.
         home: folder in which a local platform keeps its state, None when it is not on this machine.
+        store: object store of payloads above 512 KiB, `file:///folder` or `s3://bucket/prefix`; "" for none.
+            A platform of this machine names its own in its context.
+        store_options: further settings of the store by obstore's names, e.g. `endpoint`; values may be
+            secret and are never shown. What they leave out the environment says, e.g. `AWS_REGION`.
 
     Raises:
-        ValueError: no address, a namespace that cannot name topics, or a reserved client setting.
+        ValueError: no address, a namespace that cannot name topics, a reserved client setting, or an address
+            that is none of a store.
     """
 
     bootstrap_servers: str
@@ -73,6 +82,8 @@ class ConnectionConfig:
     security: Mapping[str, str] = field(default_factory=dict)
     key_file: Path | None = None
     home: Path | None = None
+    store: str = ""
+    store_options: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if not self.bootstrap_servers or not self.bootstrap_servers.strip(" ,"):
@@ -84,26 +95,51 @@ class ConnectionConfig:
             )
         if taken := sorted(_RESERVED.intersection(self.security)):
             raise ValueError(f"{', '.join(taken)} cannot be set: Pelton's guarantees rest on its own values")
+        if self.store:
+            store_folder(self.store)
         object.__setattr__(self, "security", MappingProxyType(dict(self.security)))
+        object.__setattr__(self, "store_options", MappingProxyType(dict(self.store_options)))
 
     def __repr__(self) -> str:
         """All but the values of the security settings."""
         return (
             f"ConnectionConfig(bootstrap_servers={self.bootstrap_servers!r}, namespace={self.namespace!r}, "
             f"security=<{', '.join(sorted(self.security)) or 'none'}>, key_file={str(self.key_file)!r}, "
-            f"home={str(self.home)!r})"
+            f"home={str(self.home)!r}, store={self.store!r}, "
+            f"store_options=<{', '.join(sorted(self.store_options)) or 'none'}>)"
         )
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickled by its parts: a read-only mapping has no pickle of its own."""
         parts = (self.bootstrap_servers, self.namespace, dict(self.security), self.key_file, self.home)
-        return (ConnectionConfig, parts)
+        return (ConnectionConfig, (*parts, self.store, dict(self.store_options)))
 
 
 def home_folder(environ: Mapping[str, str] | None = None) -> Path:
     """The folder of the local platform: `$PELTON_HOME`, else `~/.pelton`."""
     given = (os.environ if environ is None else environ).get(_HOME)
     return Path(given).expanduser() if given else Path.home() / ".pelton"
+
+
+def store_folder(url: str) -> Path | None:
+    """The folder that an address of a store names, None when it names a bucket.
+
+    Raises:
+        ValueError: it names neither.
+    """
+    parts = urlsplit(url)
+    if parts.scheme not in _SCHEMES:
+        raise ValueError(
+            f"{url!r} is no address of an object store: give file:///folder or s3://bucket/prefix"
+        )
+    if parts.scheme != "file":
+        if not parts.netloc:
+            raise ValueError(f"{url!r} names no bucket: give s3://bucket/prefix")
+        return None
+    folder = Path(unquote(parts.path))
+    if parts.netloc or not folder.is_absolute():
+        raise ValueError(f"{url!r} names no folder of this machine: give file:///folder")
+    return folder
 
 
 def home_key_file(config: ConnectionConfig) -> Path | None:
@@ -126,8 +162,9 @@ def find_context(*, environ: Mapping[str, str] | None = None, folder: Path | Non
         folder: where the search for `pelton.toml` starts; None for the working folder.
 
     Returns:
-        The first context that names `bootstrap_servers`. `PELTON_NAMESPACE`, `PELTON_KEY_FILE` and
-        `PELTON_KAFKA_*` (`PELTON_KAFKA_SASL_USERNAME` is `sasl.username`) win over what a file says.
+        The first context that names `bootstrap_servers`. `PELTON_NAMESPACE`, `PELTON_KEY_FILE`,
+        `PELTON_STORE`, `PELTON_STORE_OPTIONS` (a JSON object) and `PELTON_KAFKA_*`
+        (`PELTON_KAFKA_SASL_USERNAME` is `sasl.username`) win over what a file says.
 
     Raises:
         PlatformNotRunning: no context names a platform that can be running; the message names what was tried.
@@ -173,7 +210,21 @@ def _with_environment(settings: Mapping[str, Any], environ: Mapping[str, str]) -
         security=security,
         key_file=Path(key_file).expanduser() if key_file else None,
         home=Path(home).expanduser() if home else None,
+        store=environ.get(_STORE) or str(settings.get("store") or ""),
+        store_options=_store_options(settings, environ),
     )
+
+
+def _store_options(settings: Mapping[str, Any], environ: Mapping[str, str]) -> dict[str, str]:
+    options = {str(name): str(value) for name, value in (settings.get("store_options") or {}).items()}
+    given = environ.get(_STORE_OPTIONS)
+    if given:
+        try:
+            options |= {str(name): str(value) for name, value in json.loads(given).items()}
+        except (ValueError, AttributeError):
+            # What it says may be secret.
+            raise ValueError(f"{_STORE_OPTIONS} is no JSON object") from None
+    return options
 
 
 def _project_file(folder: Path) -> Path | None:
@@ -195,6 +246,8 @@ def _read_project(path: Path) -> dict[str, Any]:
     if not isinstance(security, dict):
         raise ValueError(f"{path}: [security] must be a table of Kafka client settings")
     settings["security"] = dict(_flattened(security))
+    if not isinstance(settings.get("store_options", {}), dict):
+        raise ValueError(f"{path}: [store_options] must be a table of settings of the object store")
     if settings.get("key_file"):
         settings["key_file"] = path.parent / Path(str(settings["key_file"])).expanduser()
     return settings

@@ -16,10 +16,12 @@ from pelton.errors import DataLoss, TransportError
 from pelton.protocol.codec import decode_invocation, encode_result
 from pelton.protocol.headers import decode_input
 from pelton.protocol.headers import encode_result as encode_result_headers
+from pelton.protocol.signing import Keyring, new_key
 from pelton.protocol.topics import MAX_RECORD_BYTES, Topics
 from pelton.transport.config import DEFAULT_NAMESPACE
 from pelton.transport.log import Headers, KafkaFailure, LogRecord, OnBatch, OnLost, OnReport, Place
 from pelton.transport.partitioning import partition_of
+from pelton.transport.payloads import PayloadStore
 from pelton.transport.ports import AttachState, Directory, OnAccepted, OnResults
 from pelton.transport.registry import Registry
 from pelton.transport.routing import CallRouter
@@ -77,17 +79,24 @@ class MemoryBroker:
     Args:
         namespace: prefix of all topics.
         now_ms: broker time in milliseconds since the epoch; the wall clock when None.
+
+    Attributes:
+        payloads: where large payloads are kept; None, as at first, refuses them.
     """
 
     def __init__(self, namespace: str = DEFAULT_NAMESPACE, now_ms: Callable[[], int] | None = None) -> None:
         self.topics = Topics(namespace)
+        self.keyring = Keyring([new_key()], namespace)
         self.now_ms = now_ms or (lambda: time.time_ns() // 1_000_000)
         self.registry = Registry(self.now_ms)
+        self.payloads: PayloadStore | None = None
         self.changed = threading.Condition()
         self._partitions: dict[Place, _Partition] = {}
         self._counts: dict[str, int] = {}
         self._acknowledging = True
         self._closed = False
+        for plan in self.topics.control_topic_plans(1):
+            self.create_topic(plan.name, plan.partitions)
         self._workers: list[threading.Thread] = []
 
     # --- what a deployer does ---
@@ -465,7 +474,7 @@ class MemoryTransport:
         self._broker = broker
         self._left: int | None = None
         self._log = MemoryLog(broker, self._take, self._lost, message_timeout_s)
-        self._router = CallRouter(self._log, broker.registry, broker.topics)
+        self._router = CallRouter(self._log, broker.registry, broker.topics, keyring=broker.keyring)
 
     def _take(self, records: Sequence[LogRecord]) -> None:
         self._router.take(records)
@@ -482,6 +491,15 @@ class MemoryTransport:
         """What is deployed."""
         return self._broker.registry
 
+    @property
+    def config(self) -> None:
+        """As `ports.Transport.config`."""
+
+    @property
+    def payloads(self) -> PayloadStore | None:
+        """As `ports.Transport.payloads`: those of the broker."""
+        return self._broker.payloads
+
     def prepare(self, function: str) -> int:
         """As `ports.Transport.prepare`."""
         return self._router.prepare(function)
@@ -496,9 +514,21 @@ class MemoryTransport:
         """As `ports.Transport.attach`."""
         return self._router.attach(function, call_id, on_results, timeout_s)
 
+    def cancel(self, call_id: CallId, reason: str, on_accepted: OnAccepted) -> None:
+        """As `ports.Transport.cancel`; workers read the topic themselves."""
+        self._router.cancel(call_id, reason, on_accepted)
+
     def forget(self, call_id: CallId, on_results: OnResults | None = None) -> None:
         """As `ports.Transport.forget`."""
         self._router.forget(call_id, on_results)
+
+    def pause(self, call_id: CallId, on_results: OnResults) -> None:
+        """As `ports.Transport.pause`."""
+        self._router.pause(call_id, on_results)
+
+    def resume(self, call_id: CallId, on_results: OnResults, timeout_s: float) -> bool:
+        """As `ports.Transport.resume`."""
+        return self._router.resume(call_id, on_results, timeout_s)
 
     def close(self, timeout_s: float = 10.0) -> int:
         """As `ports.Transport.close`; a second time it returns the same number."""

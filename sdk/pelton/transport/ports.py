@@ -8,6 +8,8 @@ from typing import Protocol
 
 from pelton.core.call import CallId, Invocation, Result
 from pelton.core.spec import ContainerSpec, FunctionSpec, InstanceStatus
+from pelton.transport.config import ConnectionConfig
+from pelton.transport.payloads import PayloadStore
 
 OnAccepted = Callable[[Exception | None], None]
 """Called once: None when Kafka acknowledged the record, else `SubmitFailed` or `AcceptanceUnknown`."""
@@ -57,6 +59,14 @@ class Transport(Protocol):
     def directory(self) -> Directory:
         """What is deployed."""
 
+    @property
+    def config(self) -> ConnectionConfig | None:
+        """Where the platform is, for who wants to reach it in another way; None where there is none."""
+
+    @property
+    def payloads(self) -> PayloadStore | None:
+        """Where payloads above the limit of a record are kept; None where they cannot be."""
+
     def prepare(self, function: str) -> int:
         """Makes sure the replies of this function are being read; returns the reply partition. Blocks.
 
@@ -90,8 +100,42 @@ class Transport(Protocol):
             TransportError: no answer within `timeout_s`.
         """
 
+    def cancel(self, call_id: CallId, reason: str, on_accepted: OnAccepted) -> None:
+        """Asks for the end of a call and of all calls below it, whoever made them.
+
+        What becomes of it its results say. `on_accepted` is called once, as for `submit`.
+
+        Args:
+            call_id: any id; what belongs to no call does nothing.
+            reason: who asks for it, for people.
+            on_accepted: told when Kafka has acknowledged the request, or why not.
+
+        Raises:
+            SubmitFailed, TransportError: as for `submit`.
+        """
+
     def forget(self, call_id: CallId, on_results: OnResults | None = None) -> None:
         """No more results wanted for this call: by this receiver, or by all with None. Idempotent."""
+
+    def pause(self, call_id: CallId, on_results: OnResults) -> None:
+        """This receiver wants no more results for now; others are not slowed down. Idempotent.
+
+        What is on its way may still come. May be called by the receiver itself.
+        """
+
+    def resume(self, call_id: CallId, on_results: OnResults, timeout_s: float) -> bool:
+        """Goes on for a paused receiver where it stood, by a way of its own: a stretch of bounded size.
+
+        Blocks; results may come on the calling thread.
+
+        Returns:
+            Whether the receiver has caught up: from now on results come as they are appended. If not, it is
+            still paused, and the next stretch comes with the next `resume`.
+
+        Raises:
+            DataLoss: what comes next is no longer in the log.
+            TransportError: the broker cannot be reached, or it took longer than `timeout_s`.
+        """
 
     def close(self, timeout_s: float) -> int:
         """Flushes what was not acknowledged, stops threads; returns the number still unacknowledged."""

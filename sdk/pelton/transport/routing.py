@@ -7,11 +7,13 @@ import random
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Final
 
 from pelton.core.call import (
     CallId,
+    Cancellation,
     Failure,
     InputHeaders,
     Invocation,
@@ -28,19 +30,30 @@ from pelton.errors import (
     AcceptanceUnknown,
     DataLoss,
     FunctionNotFound,
+    PayloadError,
     RecordError,
+    SignatureError,
     SubmitFailed,
     TransportError,
+    UnsupportedType,
 )
-from pelton.protocol.codec import decode_result, encode_invocation
+from pelton.protocol.codec import decode_result, encode_cancellation, encode_invocation
 from pelton.protocol.headers import decode_result_id, encode_input
-from pelton.protocol.topics import RESULT_TTL_MS, TopicKind, Topics
+from pelton.protocol.pickles import ARGUMENTS, MARK, RESULT, check, is_pickled, sign
+from pelton.protocol.signing import Keyring
+from pelton.protocol.topics import RESULT_TTL_MS, Control, TopicKind, Topics
 from pelton.transport.log import KafkaFailure, Log, LogRecord, Place
-from pelton.transport.partitioning import Spread
+from pelton.transport.partitioning import Spread, partition_of
 from pelton.transport.ports import AttachState, Directory, OnAccepted, OnResults
 
 CLOCK_SLACK_MS: Final = 60_000
 """Attaching looks so long before the time in the call id: the clock that minted it may have been ahead."""
+
+STRETCH_CHUNKS: Final = 5_000
+"""A receiver that goes on after a pause gets about so many chunks at a time."""
+
+STRETCH_BYTES: Final = 8 * 1024 * 1024
+"""The same, in bytes of encoded chunks."""
 
 # Higher than any execution's: a loss is the last word on a call for this reader.
 _LAST_TOKEN: Final = Token(0xFFFF_FFFF, 0, 0, 0, 0)
@@ -57,9 +70,10 @@ class _Receiver:
         on_results: where results go.
         held: keeps results, with offsets, until the past was replayed; None when they go straight through.
         since: offset up to which the past was replayed: the reader may still be behind it. 0 once it is not.
+        next: offset behind the last record that was handed over.
     """
 
-    __slots__ = ("function", "held", "on_results", "since")
+    __slots__ = ("function", "held", "next", "on_results", "since")
 
     def __init__(
         self, function: str, on_results: OnResults, held: list[tuple[int, Result]] | None = None
@@ -68,6 +82,7 @@ class _Receiver:
         self.on_results = on_results
         self.held = held
         self.since = 0
+        self.next = 0
 
 
 class CallRouter:
@@ -82,6 +97,7 @@ class CallRouter:
         refresh: reads the directory up to what is acknowledged by now; called before a function counts as
         unknown. dice: spreads the processes over the reply partitions.
         followed_before: reply partitions to follow again before the next send to them.
+        keyring: signs arguments with pickled parts and checks results; None where there is no key.
     """
 
     def __init__(
@@ -93,15 +109,18 @@ class CallRouter:
         refresh: Callable[[], object] = lambda: None,
         dice: random.Random | None = None,
         followed_before: Iterable[Place] = (),
+        keyring: Keyring | None = None,
     ) -> None:
         self._log = log
         self._directory = directory
         self._topics = topics
         self._refresh = refresh
+        self._keyring = keyring
         self._dice = dice or random.SystemRandom()
         self._lock = threading.Lock()
         self._following = threading.Lock()
         self._calls: dict[CallId, tuple[_Receiver, ...]] = {}
+        self._paused: dict[CallId, tuple[_Receiver, ...]] = {}
         self._reply: dict[str, int] = {}
         self._followed: set[Place] = set()
         self._broken: set[Place] = set(followed_before)
@@ -134,6 +153,8 @@ class CallRouter:
         """As `ports.Transport.submit`."""
         call_id = invocation.call_id
         function = spec.name
+        if is_pickled(invocation.arguments):
+            invocation = replace(invocation, arguments=self._signed(function, invocation))
         if self._broken:
             self._mend(self._topics.results(function), reply_partition(call_id))
         topic = self._invocations.get(function)
@@ -152,7 +173,8 @@ class CallRouter:
                 spread = self._spreads[function] = Spread(spec.partitions, self._dice)
             partition = spread.next(len(self._calls))
         else:
-            partition = None
+            # By what the spec says, not by what the topic has: a key keeps its partition for ever.
+            partition = partition_of(key.encode(), spec.partitions)
         try:
             self._log.append(
                 topic,
@@ -166,17 +188,55 @@ class CallRouter:
             self.forget(call_id)
             raise
 
+    def cancel(self, call_id: CallId, reason: str, on_accepted: OnAccepted) -> None:
+        """As `ports.Transport.cancel`."""
+        topic = self._topics.control(Control.CANCELLATIONS)
+
+        def reported(failure: KafkaFailure | None, partition: int, offset: int, appended_ms: int) -> None:
+            on_accepted(None if failure is None else _cancel_error(failure, call_id))
+
+        self._log.append(
+            topic,
+            encode_cancellation(Cancellation(call_id, self._log.now_ms(), reason)),
+            key=call_id,
+            partition=None,
+            headers=[],
+            on_report=reported,
+        )
+
     def forget(self, call_id: CallId, on_results: OnResults | None = None) -> None:
         """As `ports.Transport.forget`."""
         if on_results is None:
             self._calls.pop(call_id, None)
+            if self._paused:
+                self._paused.pop(call_id, None)
             return
         with self._lock:
-            left = tuple(r for r in self._calls.get(call_id, ()) if r.on_results != on_results)
-            if left:
-                self._calls[call_id] = left
-            else:
-                self._calls.pop(call_id, None)
+            _take_out(self._calls, call_id, lambda receiver: receiver.on_results == on_results)
+            _take_out(self._paused, call_id, lambda receiver: receiver.on_results == on_results)
+
+    def pause(self, call_id: CallId, on_results: OnResults) -> None:
+        """As `ports.Transport.pause`."""
+        with self._lock:
+            paused = _take_out(self._calls, call_id, lambda receiver: receiver.on_results == on_results)
+            if paused:
+                self._paused[call_id] = (*self._paused.get(call_id, ()), *paused)
+
+    def resume(self, call_id: CallId, on_results: OnResults, timeout_s: float) -> bool:
+        """As `ports.Transport.resume`."""
+        with self._lock:
+            found = _take_out(self._paused, call_id, lambda receiver: receiver.on_results == on_results)
+        if not found:
+            return True
+        (receiver,) = found
+        try:
+            caught_up = self._go_on(call_id, receiver, time.monotonic() + timeout_s)
+        except BaseException:
+            self._keep_paused(call_id, receiver)
+            raise
+        if not caught_up:
+            self._keep_paused(call_id, receiver)
+        return caught_up
 
     def attach(self, function: str, call_id: CallId, on_results: OnResults, timeout_s: float) -> AttachState:
         """As `ports.Transport.attach`."""
@@ -206,7 +266,7 @@ class CallRouter:
             call_id = decode_result_id(record.headers)
             if call_id is None or call_id not in calls:
                 continue
-            result = _decode(record, call_id)
+            result = self._read_result(record, call_id)
             if result is None:
                 continue
             batch = batches.get(call_id)
@@ -249,6 +309,7 @@ class CallRouter:
                 if receiver.held is not None:
                     receiver.held.extend(zip(offsets, results, strict=True))
                     return
+        receiver.next = max(receiver.next, offsets[-1] + 1)
         if receiver.since:
             fresh = [result for at, result in zip(offsets, results, strict=True) if at >= receiver.since]
             if not fresh:
@@ -275,6 +336,43 @@ class CallRouter:
         if failure.certain:
             self.forget(call_id)
         on_accepted(_submit_error(failure, topic))
+
+    # --- signatures ---
+
+    def _signed(self, function: str, invocation: Invocation) -> bytes:
+        if self._keyring is None:
+            raise UnsupportedType(
+                f"an argument of {function!r} is no plain data and travels as a signed pickle, but there is "
+                "no key to sign with: PELTON_KEY_FILE names the key file of the namespace. Nothing was sent"
+            )
+        return sign(self._keyring, function, invocation.call_id, ARGUMENTS, invocation.arguments)
+
+    def _read_result(self, record: LogRecord, call_id: CallId) -> Result | None:
+        """The result in a record; pickled parts in it have a signature that holds."""
+        result = _decode(record, call_id)
+        if result is None or MARK not in (record.value or b""):
+            return result
+        function = self._topics.parse(record.topic)[1]
+        try:
+            for item in filter(is_pickled, result.items):
+                if self._keyring is None:
+                    text = "the value has pickled parts, and there is no key here to check them with"
+                    failure = Failure("SignatureError", text, code="FAILED_PRECONDITION")
+                    return Result(call_id, result.token, ResultKind.OUTCOME, result.first, failure=failure)
+                check(self._keyring, function, call_id, RESULT, item)
+        except (SignatureError, PayloadError) as error:
+            _LOGGER.error("%s/%s@%s is ignored: %s", *record[:3], error)
+            return None
+        return result
+
+    def _results_of(self, batch: Sequence[LogRecord], call_id: CallId) -> list[Result]:
+        """The results of one call among records of many."""
+        mine = (
+            self._read_result(record, call_id)
+            for record in batch
+            if decode_result_id(record.headers) == call_id
+        )
+        return [result for result in mine if result is not None]
 
     # --- reply partitions ---
 
@@ -312,11 +410,52 @@ class CallRouter:
 
     def _remove(self, call_id: CallId, receiver: _Receiver) -> None:
         with self._lock:
-            left = tuple(r for r in self._calls.get(call_id, ()) if r is not receiver)
-            if left:
-                self._calls[call_id] = left
-            else:
-                self._calls.pop(call_id, None)
+            _take_out(self._calls, call_id, lambda known: known is receiver)
+
+    # --- going on after a pause ---
+
+    def _keep_paused(self, call_id: CallId, receiver: _Receiver) -> None:
+        with self._lock:
+            _take_out(self._calls, call_id, lambda known: known is receiver)
+            receiver.held = None
+            if receiver not in self._paused.get(call_id, ()):
+                self._paused[call_id] = (*self._paused.get(call_id, ()), receiver)
+
+    def _go_on(self, call_id: CallId, receiver: _Receiver, deadline: float) -> bool:
+        """Hands over the next stretch; once that reaches the end, later results go straight through."""
+        place = (self._topics.results(receiver.function), reply_partition(call_id))
+        with self._following:
+            self._follow(place)
+        if not self._hand_stretch(call_id, receiver, place, self._log.ends([place])[place], deadline):
+            return False
+        with self._lock:
+            receiver.held = []
+            self._calls[call_id] = (*self._calls.get(call_id, ()), receiver)
+        # As for attaching: registered before the end is asked for, so that nothing falls in between.
+        receiver.since = end = self._log.ends([place])[place]
+        if not self._hand_stretch(call_id, receiver, place, end, deadline):
+            return False
+        fold = Fold()
+        while self._release(receiver, fold, end, go_live=True):
+            pass
+        return True
+
+    def _hand_stretch(
+        self, call_id: CallId, receiver: _Receiver, place: Place, end: int, deadline: float
+    ) -> bool:
+        """Hands over what lies before an end; False when that was enough for now and there is more."""
+        size = count = 0
+        for batch in self._read({place: (receiver.next, end)}, deadline):
+            mine = self._results_of(batch, call_id)
+            receiver.next = batch[-1].offset + 1
+            if mine:
+                receiver.on_results(mine)
+                count += sum(len(result.items) for result in mine)
+                size += sum(len(item) for result in mine for item in result.items)
+            if count >= STRETCH_CHUNKS or size >= STRETCH_BYTES:
+                return receiver.next >= end
+        receiver.next = max(receiver.next, end)
+        return True
 
     def _catch_up(
         self, spec: FunctionSpec, call_id: CallId, place: Place, receiver: _Receiver, deadline: float
@@ -336,8 +475,9 @@ class CallRouter:
         fold = Fold()
         seen = 0
         for batch in self._read({place: (start, end)}, deadline):
-            past = _results_of(batch, call_id)
+            past = self._results_of(batch, call_id)
             seen += self._replay(receiver, fold, past, first=seen == 0)
+        receiver.next = end
         seen += self._release(receiver, fold, end)
         if not seen:
             waiting = self._waits(spec, call_id, since_ms, deadline)
@@ -368,6 +508,8 @@ class CallRouter:
             if go_live and not held:
                 receiver.held = None
         fresh = [result for offset, result in held if offset >= end]
+        if held:
+            receiver.next = max(receiver.next, held[-1][0] + 1)
         for result in fresh:
             fold.feed(result)
         if fresh:
@@ -396,10 +538,17 @@ class CallRouter:
         return self._log.read_ranges(wanted, max(0.1, deadline - time.monotonic()))
 
 
-def _results_of(batch: Sequence[LogRecord], call_id: CallId) -> list[Result]:
-    """The results of one call among records of many."""
-    mine = (_decode(record, call_id) for record in batch if decode_result_id(record.headers) == call_id)
-    return [result for result in mine if result is not None]
+def _take_out(
+    table: dict[CallId, tuple[_Receiver, ...]], call_id: CallId, chosen: Callable[[_Receiver], bool]
+) -> tuple[_Receiver, ...]:
+    """Takes receivers of a call out of a table; returns them. Needs the lock."""
+    known = table.get(call_id, ())
+    taken = tuple(receiver for receiver in known if chosen(receiver))
+    if len(taken) < len(known):
+        table[call_id] = tuple(receiver for receiver in known if not chosen(receiver))
+    elif known:
+        del table[call_id]
+    return taken
 
 
 def _decode(record: LogRecord, call_id: CallId) -> Result | None:
@@ -413,6 +562,14 @@ def _decode(record: LogRecord, call_id: CallId) -> Result | None:
         _LOGGER.error("%s/%s@%s has the id of another call in its body", *record[:3])
         return None
     return result
+
+
+def _cancel_error(failure: KafkaFailure, call_id: CallId) -> TransportError:
+    """Why a call may not be cancelled."""
+    what = f"the cancellation of call {call_id_text(call_id)}"
+    if failure.certain:
+        return SubmitFailed(f"Kafka refused {what}: {failure}")
+    return AcceptanceUnknown(f"Kafka did not acknowledge {what}: {failure}. Cancelling again does no harm.")
 
 
 def _submit_error(failure: KafkaFailure, topic: str) -> TransportError:

@@ -15,7 +15,7 @@ from pelton.errors import TransportError
 from pelton.protocol.topics import TopicPlan
 from pelton.transport.config import ConnectionConfig
 from pelton.transport.kafka import lifetime
-from pelton.transport.kafka.failures import UNSETTLED, error_of, transport_error
+from pelton.transport.kafka.failures import error_of, is_passing, transport_error
 from pelton.transport.kafka.offsets import GroupOffsets
 from pelton.transport.kafka.ranges import EARLIEST, LATEST, RangeReader
 from pelton.transport.kafka.settings import ClientLog, connection_settings
@@ -80,12 +80,14 @@ class Admin:
         ]
         if not topics:
             return []
-        futures = self._client.create_topics(topics, request_timeout=timeout_s)
-        created = [
-            name
-            for name, future in futures.items()
-            if self._done(f"creating topic {name}", future, timeout_s, KafkaError.TOPIC_ALREADY_EXISTS)
-        ]
+        created: list[str] = []
+
+        def create() -> None:
+            for name, future in self._client.create_topics(topics, request_timeout=timeout_s).items():
+                if self._done(f"creating topic {name}", future, timeout_s, KafkaError.TOPIC_ALREADY_EXISTS):
+                    created.append(name)
+
+        self._ask_while_unsettled(create, timeout_s)
         self._await_shown({plan.name: plan.partitions for plan in plans}, timeout_s)
         # Leaders are named before their logs are there: an answered question about offsets proves the logs.
         self.ends([(plan.name, number) for plan in plans for number in range(plan.partitions)], timeout_s)
@@ -168,8 +170,7 @@ class Admin:
                 trouble = error_of(error)
                 if trouble.code() == KafkaError.GROUP_ID_NOT_FOUND:
                     return []
-                settled = trouble.code() not in UNSETTLED and not trouble.retriable()
-                if settled or time.monotonic() >= deadline:
+                if not is_passing(trouble) or time.monotonic() >= deadline:
                     raise transport_error(f"asking for group {group}", trouble, self._servers) from error
                 time.sleep(_ASK_AGAIN_S)
         return [
@@ -219,7 +220,7 @@ class Admin:
             time.sleep(_ASK_AGAIN_S)
 
     def _ask_while_unsettled(self, ask: Callable[[], Answer], timeout_s: float) -> Answer:
-        """Asks again while leaders and group coordinators are on the move."""
+        """Asks again while leaders and group coordinators are on the move, and while no broker may lead."""
         deadline = time.monotonic() + timeout_s
         while True:
             try:
@@ -228,7 +229,7 @@ class Admin:
                 cause = error.__cause__
                 if not isinstance(cause, KafkaException) or time.monotonic() >= deadline:
                     raise
-                if error_of(cause).code() not in UNSETTLED and not error_of(cause).retriable():
+                if not is_passing(error_of(cause)):
                     raise
             time.sleep(_ASK_AGAIN_S)
 

@@ -19,6 +19,7 @@ from pelton.transport.kafka.probe import CONNECT_TIMEOUT_S, Probe
 from pelton.transport.kafka.producer import MESSAGE_TIMEOUT_MS, RecordProducer
 from pelton.transport.kafka.reader import PartitionReader
 from pelton.transport.log import Headers, LogRecord, OnReport, Place
+from pelton.transport.payloads import ObjectStore, store_of
 from pelton.transport.ports import AttachState, Directory, OnAccepted, OnResults
 from pelton.transport.routing import CallRouter
 
@@ -104,6 +105,7 @@ class _Link:
                 topics,
                 refresh=self.directory.refresh,
                 followed_before=followed_before,
+                keyring=self.directory.keyring,
             )
         except BaseException:
             self.producer.close(flush_s=0)
@@ -141,6 +143,7 @@ class KafkaTransport:
 
     def __init__(self, config: ConnectionConfig, *, message_timeout_ms: int = MESSAGE_TIMEOUT_MS) -> None:
         self._config = config
+        self._payloads = store_of(config)
         self._message_timeout_ms = message_timeout_ms
         self._clock = BrokerClock()
         self._opening = threading.Lock()
@@ -161,6 +164,16 @@ class KafkaTransport:
         """What is deployed."""
         return (self._link or self._open()).directory
 
+    @property
+    def config(self) -> ConnectionConfig:
+        """As `ports.Transport.config`."""
+        return self._config
+
+    @property
+    def payloads(self) -> ObjectStore | None:
+        """As `ports.Transport.payloads`."""
+        return self._payloads
+
     def prepare(self, function: str) -> int:
         """As `ports.Transport.prepare`."""
         return (self._link or self._open()).router.prepare(function)
@@ -175,11 +188,25 @@ class KafkaTransport:
         """As `ports.Transport.attach`."""
         return (self._link or self._open()).router.attach(function, call_id, on_results, timeout_s)
 
+    def cancel(self, call_id: CallId, reason: str, on_accepted: OnAccepted) -> None:
+        """As `ports.Transport.cancel`."""
+        (self._link or self._open()).router.cancel(call_id, reason, on_accepted)
+
     def forget(self, call_id: CallId, on_results: OnResults | None = None) -> None:
         """As `ports.Transport.forget`."""
         link = self._link
         if link is not None:
             link.router.forget(call_id, on_results)
+
+    def pause(self, call_id: CallId, on_results: OnResults) -> None:
+        """As `ports.Transport.pause`."""
+        link = self._link
+        if link is not None:
+            link.router.pause(call_id, on_results)
+
+    def resume(self, call_id: CallId, on_results: OnResults, timeout_s: float) -> bool:
+        """As `ports.Transport.resume`."""
+        return (self._link or self._open()).router.resume(call_id, on_results, timeout_s)
 
     def close(self, timeout_s: float = _CLOSE_S) -> int:
         """As `ports.Transport.close`; a second time it returns the same number."""

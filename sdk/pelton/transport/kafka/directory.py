@@ -64,6 +64,11 @@ class KafkaDirectory(Registry):
         self._open()
         lifetime.track(self)
 
+    @property
+    def keyring(self) -> Keyring | None:
+        """The key of the namespace, None where there is none."""
+        return self._keyring
+
     def function(self, name: str) -> FunctionSpec | None:
         """The latest verified spec, or None."""
         if self._tables is None:

@@ -64,6 +64,14 @@ def error_of(error: KafkaException) -> KafkaError:
     return inner if isinstance(inner, KafkaError) else KafkaError(KafkaError._FAIL, str(error))
 
 
+def is_passing(error: KafkaError) -> bool:
+    """Whether the same question may have an answer in a moment."""
+    # A controller that was held up takes its brokers for dead until their next heartbeat. The code alone also
+    # stands for a replication factor above the number of brokers, which stays wrong.
+    fenced = error.code() == KafkaError.INVALID_REPLICATION_FACTOR and "fenced" in error.str()
+    return fenced or error.code() in UNSETTLED or error.retriable()
+
+
 def failure_of(error: KafkaError) -> KafkaFailure:
     """A delivery report's error as a value."""
     return KafkaFailure(error.code(), error.name(), error.str(), error.code() in _CERTAIN)

@@ -19,7 +19,7 @@ from confluent_kafka import Consumer, KafkaException, TopicPartition
 from pelton.errors import TransportError
 from pelton.transport.config import ConnectionConfig
 from pelton.transport.kafka import lifetime
-from pelton.transport.kafka.failures import UNSETTLED, error_of, transport_error
+from pelton.transport.kafka.failures import error_of, is_passing, transport_error
 from pelton.transport.kafka.settings import ClientLog, reader_settings
 from pelton.transport.log import Place
 
@@ -105,8 +105,7 @@ class GroupOffsets:
                     raise KafkaException(error)
                 except KafkaException as exception:
                     trouble = error_of(exception)
-                    settled = trouble.code() not in UNSETTLED and not trouble.retriable()
-                    if settled or time.monotonic() >= deadline:
+                    if not is_passing(trouble) or time.monotonic() >= deadline:
                         raise transport_error(what, trouble, self._config.bootstrap_servers) from exception
                 time.sleep(_ASK_AGAIN_S)
 

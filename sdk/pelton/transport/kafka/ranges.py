@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -12,7 +13,7 @@ from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Topic
 from pelton.errors import DataLoss, TransportError
 from pelton.transport.config import ConnectionConfig
 from pelton.transport.kafka import lifetime
-from pelton.transport.kafka.failures import MISSING, UNSETTLED, error_of, transport_error
+from pelton.transport.kafka.failures import MISSING, error_of, is_passing, transport_error
 from pelton.transport.kafka.settings import PROPAGATION_MS, ClientLog, reader_settings
 from pelton.transport.log import LogRecord, Place
 
@@ -24,6 +25,7 @@ _ASK_AGAIN_S: Final = 0.05
 _MISSING_S: Final = PROPAGATION_MS / 1000  # a topic just made, or without a leader, is unknown for a moment
 _STALLED_S: Final = 5.0  # a consumer that brings nothing for so long is replaced
 _POOL: Final = 2
+_LOGGER: Final = logging.getLogger("pelton.transport")
 
 
 def record_of(message: Message) -> LogRecord:
@@ -80,11 +82,20 @@ def ask_offsets(
                     trouble, where = answer.error, place
         if trouble is not None:
             patience = missing_until if trouble.code() in MISSING else deadline
-            settled = trouble.code() not in UNSETTLED and not trouble.retriable()
-            if settled or time.monotonic() >= patience:
+            if not is_passing(trouble) or time.monotonic() >= patience:
                 raise transport_error(f"asking for offsets of {where[0]}/{where[1]}", trouble, servers)
             pause.wait(_ASK_AGAIN_S)
+            if trouble.code() in MISSING:
+                _look_again(consumer, where[0])
     return found
+
+
+def _look_again(consumer: Consumer, topic: str) -> None:
+    """Asks what partitions a topic has: the client would go by its last answer for as long as we wait."""
+    try:
+        consumer.list_topics(topic, timeout=1.0)
+    except KafkaException as error:
+        _LOGGER.debug("asking for %s: %s", topic, error)
 
 
 class RangeReader:
@@ -204,7 +215,7 @@ class RangeReader:
                 raise DataLoss(
                     f"{place[0]}/{place[1]} cannot be read from offset {span[0]}: it lies outside the log"
                 )
-        elif code not in UNSETTLED and not error.retriable():
+        elif not is_passing(error):
             raise transport_error(f"reading {place[0]}/{place[1]}", error, self._servers)
 
     def _take(self) -> Consumer:

@@ -13,7 +13,7 @@ from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Topic
 
 from pelton.transport.config import ConnectionConfig
 from pelton.transport.kafka import lifetime
-from pelton.transport.kafka.failures import MISSING, UNSETTLED
+from pelton.transport.kafka.failures import MISSING, is_passing
 from pelton.transport.kafka.outage import Outage
 from pelton.transport.kafka.ranges import EARLIEST, LATEST, RangeReader, record_of
 from pelton.transport.kafka.settings import ClientLog, reader_settings
@@ -258,7 +258,7 @@ class PartitionReader:
         """Whether the client goes on by itself after this error; a topic that is gone does not come back."""
         if error.code() in (KafkaError.UNKNOWN_TOPIC_OR_PART, KafkaError._UNKNOWN_TOPIC):
             return False
-        return error.code() in UNSETTLED or error.retriable()
+        return is_passing(error)
 
     def _on_error(self, error: KafkaError) -> None:
         """Says once in a while that something is wrong; the client goes on trying by itself."""

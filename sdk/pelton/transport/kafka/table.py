@@ -34,6 +34,7 @@ class CompactedTables:
         topics: full names; all their partitions are read from the start.
         on_change: told of each record after it was taken in; exceptions are logged.
         read_committed: hides records of open and aborted transactions.
+        keep: whether values are kept; without, `on_change` is all there is.
 
     Raises:
         TransportError: the broker cannot be reached, or a topic does not exist.
@@ -46,8 +47,10 @@ class CompactedTables:
         on_change: OnChange | None = None,
         *,
         read_committed: bool = False,
+        keep: bool = True,
     ) -> None:
         self._servers = config.bootstrap_servers
+        self._keep = keep
         self._on_change = on_change
         self._closed = False
         self._changed = threading.Condition()
@@ -109,14 +112,8 @@ class CompactedTables:
         self._reader.close()
 
     def _take(self, records: Sequence[LogRecord]) -> None:
-        with self._changed:
-            for record in records:
-                if record.key is not None:
-                    values = self._values[record.topic]
-                    if record.value is None:
-                        values.pop(record.key, None)
-                    else:
-                        values[record.key] = record.value
+        if self._keep:
+            self._keep_values(records)
         # Told before the position moves: who waits for the end finds the changes handled.
         if self._on_change is not None:
             for record in records:
@@ -129,6 +126,16 @@ class CompactedTables:
             for record in records:
                 self._reached[record.topic, record.partition] = record.offset + 1
             self._changed.notify_all()
+
+    def _keep_values(self, records: Sequence[LogRecord]) -> None:
+        with self._changed:
+            for record in records:
+                if record.key is not None:
+                    values = self._values[record.topic]
+                    if record.value is None:
+                        values.pop(record.key, None)
+                    else:
+                        values[record.key] = record.value
 
     def _ended(self, topic: str, partition: int, end: int) -> None:
         """The end is reached, also where the last records are markers or were compacted away."""
