@@ -16,6 +16,10 @@ ARGS :=
 # debugger.
 WORKERS := 3
 
+# A process of the tests that crashes ends the run, which then says where; one that is stuck where no time limit
+# reaches it tells where all its threads are, and crashes.
+GUARDS := --max-worker-restart=0 -o faulthandler_timeout=600 -o faulthandler_exit_on_timeout=true
+
 .DEFAULT_GOAL := help
 .PHONY: help install demo test fmt lint types it chaos bench ci changelog
 
@@ -28,7 +32,7 @@ demo: $(STAMP)  ## run the ticket pipeline on an embedded Apache Kafka, with two
 	@$(PYTHON) docs/examples/tickets_demo/demo.py $(ARGS)
 
 test: $(STAMP)  ## run every test but the long fault runs and the benchmarks
-	@$(PYTHON) -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder -m "not chaos_long and not bench" $(ARGS)
+	@$(PYTHON) -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(GUARDS) -m "not chaos_long and not bench" $(ARGS)
 
 fmt: $(STAMP)  ## format the code, mend what ruff can mend, render the file map of the docs
 	@$(PYTHON) -m ruff check --fix --exit-zero --quiet .

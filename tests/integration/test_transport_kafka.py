@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import logging
 import os
 import subprocess
@@ -179,43 +178,60 @@ def test_transport_program_that_just_ends_loses_nothing(platform: KafkaPlatform,
 # --- failures ---
 
 
+FATAL = """
+import ctypes, sys, time
+from pathlib import Path
+from pelton.transport.config import ConnectionConfig
+from pelton.transport.kafka.producer import RecordProducer
+servers, topic = sys.argv[1:]
+reasons, reports = [], []
+producer = RecordProducer(ConnectionConfig(servers, "transport"), on_fatal=reasons.append)
+def send(value):
+    producer.send(topic, value, on_report=lambda failure, *_: reports.append(failure))
+    assert producer.flush(20) == 0
+def await_that(condition):
+    deadline = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+send(b"1")
+# The library has a hook for tests, which is called from a thread that is not its own: nothing else may be
+# asked of it meanwhile.
+await_that(lambda: producer._hurry <= 0)
+broken = producer._client
+(path,) = {
+    line.split()[-1]
+    for line in Path("/proc/self/maps").read_text().splitlines()
+    if "librdkafka" in line and ".so" in line
+}
+handle = ctypes.c_void_p.from_address(id(broken) + object.__basicsize__)
+library = ctypes.CDLL(path)
+library.rd_kafka_test_fatal_error.argtypes = [ctypes.c_void_p, ctypes.c_int, ctypes.c_char_p]
+assert library.rd_kafka_test_fatal_error(handle, 45, b"made by a test") == 0
+await_that(lambda: producer._client is not broken)
+send(b"2")
+assert reports == [None, None], reports
+assert len(reasons) == 1, reasons
+producer.close(1)
+print("survived")
+"""
+
+
 def test_transport_fatal_producer_error_is_survived(platform: KafkaPlatform) -> None:
-    """After a fatal error of the real client its held sends are unknown and the next ones go through."""
+    """After a fatal error of the real client a new one is made, and the next sends go through.
+
+    In a process of its own: the hook that makes the error is the library's, and may end a process.
+    """
     plan = TopicPlan("transport.fatal", 1, 1, {})
     platform.admin.create_topics([plan])
-    reasons: list[str] = []
-    producer = RecordProducer(platform.config, on_fatal=reasons.append)
-    reports: list[KafkaFailure | None] = []
-
-    def report(failure: KafkaFailure | None, *_: int) -> None:
-        reports.append(failure)
-
-    producer.send(plan.name, b"1", on_report=report)
-    assert producer.flush(20) == 0
-    # The hook is called from a thread that is not the library's: nothing else may be asked of it meanwhile.
-    wait_for(lambda: producer._hurry <= 0)
-    broken = producer._client
-    raise_fatal_error(broken)
-    wait_for(lambda: producer._client is not broken)
-    producer.send(plan.name, b"2", on_report=report)
-    assert producer.flush(20) == 0
-    assert reports == [None, None]
-    assert len(reasons) == 1
+    ended = subprocess.run(
+        [sys.executable, "-X", "faulthandler", "-c", FATAL, platform.config.bootstrap_servers, plan.name],
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert (ended.returncode, ended.stdout) == (0, "survived\n"), ended.stderr
     assert platform.admin.watermarks([(plan.name, 0)]) == {(plan.name, 0): (0, 2)}
-    producer.close(1)
-
-
-def raise_fatal_error(client: object) -> None:
-    """Makes a client of the library meet a fatal error, by the hook it has for tests."""
-    (path,) = {
-        line.split()[-1]
-        for line in Path("/proc/self/maps").read_text().splitlines()
-        if "librdkafka" in line and ".so" in line
-    }
-    handle = ctypes.c_void_p.from_address(id(client) + object.__basicsize__)
-    library = ctypes.CDLL(path)
-    library.rd_kafka_test_fatal_error.argtypes = [ctypes.c_void_p, ctypes.c_int, ctypes.c_char_p]
-    assert library.rd_kafka_test_fatal_error(handle, 45, b"made by a test") == 0
 
 
 def test_transport_calls_survive_a_killed_broker(new_broker: Callable[..., Broker]) -> None:
