@@ -180,7 +180,7 @@ class Platform:
         self.admin = Admin(self.config)
         self.producer = RecordProducer(self.config)
         self.ranges = RangeReader(self.config)
-        self.admin.create_topics(self.topics.control_topic_plans(1))
+        self.admin.create_topics(self.topics.control_topic_plans(len(self.admin.brokers())))
         self.workers: list[Worker] = []
         self.specs: dict[str, FunctionSpec] = {}
         self.journal = folder / "journal"
