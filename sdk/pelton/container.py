@@ -83,7 +83,9 @@ class Container:
         self.image: Final = image or _DEFAULT_IMAGE
         self.env: Final = checked_env(owner, env)
         self.secrets: Final = checked_secrets(owner, secrets)
-        self.entrypoint: Final = () if entrypoint is None else checked_words(owner, "entrypoint", entrypoint)
+        self.entrypoint: Final = (
+            self.image.command if entrypoint is None else checked_words(owner, "entrypoint", entrypoint)
+        )
         if entrypoint is not None and not self.entrypoint:
             raise DefinitionError(f'{owner}: entrypoint is empty; give a command like ["python", "main.py"]')
         if self.entrypoint and max_concurrent_requests is not None:

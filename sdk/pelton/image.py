@@ -4,16 +4,23 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import Final
 
 from pelton.core.spec import ImageSpec
 from pelton.errors import DefinitionError
+from pelton.loading import active
 from pelton.policies import checked_env, checked_words
 
 _PYTHON: Final = re.compile(r"3\.\d{1,2}(\.\d{1,3})?")
-_FILE_STEPS: Final = ("add_local_file", "add_local_dir")
+_PYTHON_REF: Final = re.compile(rf"(?:.*/)?python:({_PYTHON.pattern})(?:-.*)?")
+_FOLDER_STEPS: Final = ("add_local_dir",)
+_PROJECT_FILES: Final = ("pyproject.toml", "uv.lock")
+
+LOCAL_STEPS: Final = ("add_local_file", "add_local_dir", "pip_requirements", "uv_sync")
+"""Steps that take something of the folder that is deployed: in specs their last word is its digest."""
 
 Step = tuple[str, tuple[str, ...]]
 
@@ -23,8 +30,9 @@ class Image:
 
     `Image.debian_slim(python="3.12").pip_install(["httpx>=0.27"]).env({"TZ": "UTC"})`
 
-    Images are recorded and hashed: a container runs in the environment of its platform, and a deploy is
-    refused when that lacks a package its image asks for.
+    Steps are taken in their order. On one machine an image becomes a cached Python environment with its files
+    laid out beside it; `pelton images dockerfile` writes the Dockerfile that says the same. `pelton` and what
+    it needs are in every image, in the version of the platform that runs.
     """
 
     __slots__ = ("_steps", "python")
@@ -42,7 +50,8 @@ class Image:
         """
         if not isinstance(ref, str) or not ref or any(character.isspace() for character in ref):
             raise DefinitionError(f"Image.base takes an image reference like 'python:3.12-slim', not {ref!r}")
-        return cls((("base", (ref,)),))
+        tagged = _PYTHON_REF.fullmatch(ref)
+        return cls((("base", (ref,)),), tagged[1] if tagged else None)
 
     @classmethod
     def debian_slim(cls, python: str | None = None) -> Image:
@@ -63,9 +72,34 @@ class Image:
         """The Python requirements it asks for, in order, as written."""
         return tuple(word for kind, words in self._steps if kind == "pip_install" for word in words)
 
-    def pip_install(self, requirements: list[str]) -> Image:
-        """Adds Python packages by requirement, e.g. `["httpx>=0.27"]`."""
-        return self._with("pip_install", _some("pip_install", requirements))
+    def pip_install(
+        self, packages: list[str] | None = None, *, requirements: str | Path | None = None
+    ) -> Image:
+        """Adds Python packages.
+
+        Args:
+            packages: requirements, e.g. `["httpx>=0.27"]`.
+            requirements: a requirements file, relative to the folder that is deployed.
+
+        Raises:
+            DefinitionError: neither is given, or a value is none.
+        """
+        if packages is None and requirements is None:
+            raise DefinitionError('Image.pip_install takes a list, or requirements="requirements.txt"')
+        image = self
+        if packages is not None:
+            image = image._with("pip_install", _some("pip_install", packages))
+        if requirements is not None:
+            image = image._with("pip_requirements", (_source(requirements),))
+        return image
+
+    def uv_sync(self, path: str | Path = ".") -> Image:
+        """Adds what the lock file of a uv project holds; the project itself comes with the sources.
+
+        Args:
+            path: folder with `pyproject.toml` and `uv.lock`, relative to the folder that is deployed.
+        """
+        return self._with("uv_sync", (_source(path),))
 
     def apt_install(self, packages: list[str]) -> Image:
         """Adds Debian packages by name."""
@@ -92,6 +126,28 @@ class Image:
         """Sets the working folder, an absolute path."""
         return self._with("workdir", (_target(path),))
 
+    def entrypoint(self, command: list[str]) -> Image:
+        """Sets the command of containers that host no function and give no entrypoint themselves."""
+        return self._with("entrypoint", _some("entrypoint", command))
+
+    @property
+    def command(self) -> tuple[str, ...]:
+        """The entrypoint it sets, empty for none."""
+        return next((words for kind, words in reversed(self._steps) if kind == "entrypoint"), ())
+
+    @contextmanager
+    def imports(self) -> Iterator[None]:
+        """Imports of packages that this image has and the machine that deploys may not have.
+
+        `with image.imports(): import torch` imports where the image runs. While a file is deployed a package
+        that is missing there is left out; using its name before a call is made then fails as usual.
+        """
+        try:
+            yield
+        except ModuleNotFoundError:
+            if active() is None:
+                raise
+
     def spec(self, folder: Path | None = None) -> ImageSpec:
         """What a container spec records of it.
 
@@ -106,7 +162,7 @@ class Image:
         """
         root = Path.cwd() if folder is None else folder
         steps = tuple(
-            (kind, (*words, _content_digest(root, kind, words[0])) if kind in _FILE_STEPS else words)
+            (kind, (*words, content_digest(root, kind, words[0])) if kind in LOCAL_STEPS else words)
             for kind, words in self._steps
         )
         digest = hashlib.sha256()
@@ -149,19 +205,42 @@ def _target(dst: str) -> str:
     return dst
 
 
-def _content_digest(root: Path, kind: str, src: str) -> str:
-    """SHA-256 over a file, or over the relative paths and contents of all files in a folder."""
-    path = root / Path(src).expanduser()
-    if not (path.is_dir() if kind == "add_local_dir" else path.is_file()):
-        what = "folder" if kind == "add_local_dir" else "file"
-        raise DefinitionError(f"Image.{kind}: there is no {what} {path}; paths are relative to {root}")
-    if kind == "add_local_file":
-        return _file_digest(path).hex()
+def content_digest(root: Path, kind: str, src: str) -> str:
+    """SHA-256 hex over what a step takes of a folder: one file, or relative paths and contents of several.
+
+    Raises:
+        DefinitionError: it is not there.
+    """
+    files = local_files(root, kind, src)
+    if list(files) == [""]:
+        return _file_digest(files[""]).hex()
     digest = hashlib.sha256()
-    for file in sorted(entry for entry in path.rglob("*") if entry.is_file()):
-        name = file.relative_to(path).as_posix().encode()
+    for place, file in files.items():
+        name = place.encode()
         digest.update(len(name).to_bytes(8, "big") + name + _file_digest(file))
     return digest.hexdigest()
+
+
+def local_files(root: Path, kind: str, src: str) -> dict[str, Path]:
+    """The files that a step takes of a folder, by their place in what it takes; one file has the place "".
+
+    Raises:
+        DefinitionError: they are not there.
+    """
+    path = root / Path(src).expanduser()
+    if kind == "uv_sync":
+        missing = [name for name in _PROJECT_FILES if not (path / name).is_file()]
+        if missing:
+            raise DefinitionError(
+                f"Image.uv_sync: {path} has no {' and no '.join(missing)}; run `uv lock` there"
+            )
+        return {name: path / name for name in _PROJECT_FILES}
+    if not (path.is_dir() if kind in _FOLDER_STEPS else path.is_file()):
+        what = "folder" if kind in _FOLDER_STEPS else "file"
+        raise DefinitionError(f"Image.{kind}: there is no {what} {path}; paths are relative to {root}")
+    if kind not in _FOLDER_STEPS:
+        return {"": path}
+    return {entry.relative_to(path).as_posix(): entry for entry in sorted(path.rglob("*")) if entry.is_file()}
 
 
 def _file_digest(path: Path) -> bytes:

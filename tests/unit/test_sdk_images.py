@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 
-from pelton import Image, Secret
+from pelton import Container, Image, Secret
 from pelton.core.spec import SecretRef
 from pelton.errors import DefinitionError, DeployError
+from pelton.loading import collecting
 from pelton.secret import captured
 
 
@@ -121,3 +122,50 @@ def test_secrets_need_names(make: Any) -> None:
     """A name that cannot be one is refused where it is written."""
     with pytest.raises(DefinitionError):
         make()
+
+
+def test_the_python_of_a_base_is_read_from_its_tag() -> None:
+    """`python:3.12-slim`, of any registry, asks for Python 3.12; other references say nothing of it."""
+    assert Image.base("python:3.12-slim").python == "3.12"
+    assert Image.base("registry.example/library/python:3.13.1").python == "3.13.1"
+    assert Image.base("python:3").python is None
+    assert Image.base("ubuntu:24.04").python is None
+
+
+def test_requirements_files_and_locked_projects_are_part_of_the_digest(tmp_path: Path) -> None:
+    """Their content counts, not their name alone."""
+    (tmp_path / "needs.txt").write_text("a")
+    (tmp_path / "pyproject.toml").write_text("[project]")
+    with pytest.raises(DefinitionError, match=r"has no uv\.lock"):
+        Image().uv_sync(".").spec(tmp_path)
+    (tmp_path / "uv.lock").write_text("version = 1")
+    image = Image().pip_install(["b"], requirements="needs.txt").uv_sync()
+    assert [kind for kind, _ in image.spec(tmp_path).steps] == ["pip_install", "pip_requirements", "uv_sync"]
+    digests = {image.spec(tmp_path).digest}
+    (tmp_path / "needs.txt").write_text("b")
+    digests.add(image.spec(tmp_path).digest)
+    (tmp_path / "uv.lock").write_text("version = 2")
+    digests.add(image.spec(tmp_path).digest)
+    assert len(digests) == 3
+    with pytest.raises(DefinitionError, match="takes a list, or requirements="):
+        Image().pip_install()
+
+
+def test_an_image_may_bring_the_command_of_a_container() -> None:
+    """The container's own entrypoint wins; of several the last one of the image counts."""
+    image = Image().entrypoint(["python", "a.py"]).entrypoint(["python", "b.py"])
+    assert Container(name="one", image=image).entrypoint == ("python", "b.py")
+    assert Container(name="two", image=image, entrypoint=["sh"]).entrypoint == ("sh",)
+    with pytest.raises(DefinitionError, match="at least one"):
+        Image().entrypoint([])
+
+
+def test_imports_of_an_image_may_be_missing_only_while_a_file_is_deployed() -> None:
+    """In executors and everywhere else a missing package is an error as usual."""
+    image = Image().pip_install(["no-such-package"])
+    with pytest.raises(ModuleNotFoundError), image.imports():
+        import no_such_package  # type: ignore[import-not-found]
+    with collecting("worker"), image.imports():
+        import no_such_package  # noqa: F401
+    with pytest.raises(ValueError, match="other"), collecting("worker"), image.imports():
+        raise ValueError("other faults are told")

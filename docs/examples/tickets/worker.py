@@ -17,7 +17,7 @@ SECRETS = [Secret.from_env("DATABASE_URL")] if os.environ.get("DATABASE_URL") el
 
 container = Container(
     name="ticket-workers",
-    image=Image.debian_slim().pip_install(["scikit-learn"]),
+    image=Image.debian_slim().pip_install(["scikit-learn>=1.6,<2", "psycopg[binary]>=3.2,<4"]),
     env={"TICKETS_DATABASE": DATABASE},
     secrets=SECRETS,
     max_instances=3,

@@ -23,6 +23,10 @@ def deploy(
     wait: Annotated[
         bool, typer.Option("--wait/--no-wait", help="Wait until instances that should run are ready.")
     ] = True,
+    strict_python: Annotated[
+        bool,
+        typer.Option("--strict-python", help="Refuse images whose Python this machine does not have."),
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Deploy the functions and containers of a file.
@@ -42,8 +46,8 @@ def deploy(
     file = file.absolute()
     collected = load_definitions(file)
     limit = load_settings().bundle_limit_mib * 1024 * 1024
-    with Publisher(config, home, limit) as publisher:
-        outcome = publisher.deploy(of_file(file), collected, dry_run=dry_run)
+    with Publisher(config, home, limit, tell=tell) as publisher:
+        outcome = publisher.deploy(of_file(file), collected, dry_run=dry_run, strict_python=strict_python)
     for warning in outcome.warnings:
         warn(warning)
     if not dry_run:

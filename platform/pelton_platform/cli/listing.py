@@ -12,6 +12,7 @@ from pelton_platform.cli.console import Json, age, print_json, print_table
 
 if TYPE_CHECKING:
     from pelton.core.spec import InstanceStatus
+    from pelton.transport.config import ConnectionConfig
 
 GONE_AFTER_MS = 10_000
 """Instances write their status every 2 s: one that is silent for longer than this is gone."""
@@ -70,13 +71,14 @@ def functions(as_json: Json = False) -> None:
 def ps(as_json: Json = False) -> None:
     """List instances, and why they fail.
 
-    With what they run, and the pids of their executors.
+    With what they run, the pids of their executors, and what is not as their image says.
     """
     from pelton.transport.kafka.probe import broker_now_ms
 
     with open_registry() as (config, registry):
         now_ms = broker_now_ms(config)
         _, containers, statuses = registry.snapshot()
+    notes = _notes(config)
     live = [
         status for status in statuses.values() if status.container and now_ms - status.seen_ms < GONE_AFTER_MS
     ]
@@ -84,15 +86,27 @@ def ps(as_json: Json = False) -> None:
     serving = {status.container for status in live}
     resting = [name for name in sorted(containers) if name not in serving]
     if as_json:
-        print_json([*(asdict(status) for status in live), *(_resting(name, containers) for name in resting)])
+        found = [*(asdict(status) for status in live), *(_resting(name, containers) for name in resting)]
+        print_json([{**row, "notes": notes.get(row["container"], [])} for row in found])
         return
     rows: list[tuple[Any, ...]] = [_row(status, now_ms) for status in live]
     rows += [(name, "-", containers[name].version, "no instance", "", "", "", "", "") for name in resting]
+    rows = [(*row[:-1], "; ".join([row[-1], *notes.get(row[0], [])]).strip("; ")) for row in rows]
     print_table(
         ("CONTAINER", "INSTANCE", "VERSION", "STATE", "RUNNING", "PID", "EXECUTORS", "AGE", "REASON"),
         sorted(rows, key=lambda row: str(row[0])),
         empty="no container is deployed; deploy a file with `pelton deploy FILE`",
     )
+
+
+def _notes(config: ConnectionConfig) -> dict[str, list[str]]:
+    """What is not as the images of containers say, where the platform is on this machine."""
+    from pelton_platform.deploy.home import Home, read_json
+
+    if config.home is None:
+        return {}
+    containers = (read_json(Home(config.home).deployer_file) or {}).get("containers", {})
+    return {name: list(state["notes"]) for name, state in containers.items() if state["notes"]}
 
 
 def version(as_json: Json = False) -> None:

@@ -13,6 +13,7 @@ from pelton_platform.cli import (
     creating,
     deploying,
     doctor,
+    images,
     lifecycle,
     listing,
     logs,
@@ -39,6 +40,7 @@ app.command("ps")(listing.ps)
 app.command("logs")(logs.logs)
 app.add_typer(calls.app)
 app.add_typer(creating.app)
+app.add_typer(images.app)
 app.command("doctor")(doctor.doctor)
 app.add_typer(kafka_commands.app)
 app.command("version")(listing.version)

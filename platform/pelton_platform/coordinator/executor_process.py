@@ -50,6 +50,8 @@ class ExecutorSettings:
         code: SHA-256 hex of the verified code of a function that has no module, else "".
         exchange: folder by which large payloads go to and fro; None refuses them.
         python: interpreter to run.
+        root: files of the image by their absolute paths, "" for none.
+        workdir: working folder that the image sets, "" for that of the sources.
     """
 
     namespace: str
@@ -68,12 +70,19 @@ class ExecutorSettings:
     code: str = ""
     exchange: Path | None = None
     python: str = sys.executable
+    root: str = ""
+    workdir: str = ""
+
+    def command(self, fd: int) -> list[str]:
+        """What starts an executor that talks over a descriptor."""
+        command = [self.python, "-P", "-m", "pelton_platform.executor", "--fd", str(fd)]
+        return [*command, "--root", self.root] if self.root else command
 
     def hello(self, *, isolated: bool) -> dict[str, Any]:
         """The first record."""
         names = ("namespace", "function", "kind", "module", "qualname", "container", "instance", "version")
         hello: dict[str, Any] = {
-            name: getattr(self, name) for name in (*names, "chunk_credit", "log_level", "code")
+            name: getattr(self, name) for name in (*names, "chunk_credit", "log_level", "code", "workdir")
         }
         exchange = "" if self.exchange is None else str(self.exchange)
         slots = 1 if isolated else self.slots

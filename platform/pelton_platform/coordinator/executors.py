@@ -214,10 +214,9 @@ class ExecutorPool:
         err_read, err_write = os.pipe()
         executor.raw = {out_read: RawLines("stdout"), err_read: RawLines("stderr")}
         channel = executor.child_end
-        command = [settings.python, "-P", "-m", "pelton_platform.executor", "--fd", str(channel.fileno())]
         try:
             executor.child = process.spawn(
-                command,
+                settings.command(channel.fileno()),
                 env=executor_environment(settings.env, os.environ),
                 cwd=settings.bundle,
                 stdout=out_write,

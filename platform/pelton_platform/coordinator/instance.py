@@ -241,6 +241,9 @@ class Instance:
             log_level=self._file.log_level.upper(),
             code=function.code,
             exchange=self._file.exchange_path,
+            python=self._file.python,
+            root=self._file.root,
+            workdir=self._file.workdir,
         )
         return FunctionHost(function, executors, services)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import stat
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -35,6 +36,9 @@ class InstanceFile:
         store, store_options: object store of large payloads, "" for none; the options are secret.
         env: environment of executors, secrets included.
         log_level: one of `LOG_LEVELS`.
+        python: interpreter of executors.
+        root: folder with the files of the image by their absolute paths, "" for none.
+        workdir: working folder that the image sets, "" for the sources.
         path: where it was read from; the counters lie beside it.
     """
 
@@ -50,6 +54,9 @@ class InstanceFile:
     store_options: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}), repr=False)
     env: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}), repr=False)
     log_level: str = "info"
+    python: str = sys.executable
+    root: str = ""
+    workdir: str = ""
 
     @property
     def connection(self) -> ConnectionConfig:
@@ -119,6 +126,9 @@ def _instance(path: Path, data: Mapping[str, Any]) -> InstanceFile:
         store_options=_texts(data, "store_options"),
         env=_texts(data, "env"),
         log_level=level,
+        python=_text(data, "python", sys.executable),
+        root=str(data.get("root") or ""),
+        workdir=str(data.get("workdir") or ""),
     )
     _ = found.connection  # refuses a namespace or a client setting that cannot be
     return found

@@ -56,6 +56,21 @@ class Home:
         return self.root / "bundles"
 
     @property
+    def images(self) -> Path:
+        """One Python environment with its files per image."""
+        return self.root / "images"
+
+    @property
+    def image_files(self) -> Path:
+        """Local files of images, by the hash of their content."""
+        return self.root / "image-files"
+
+    @property
+    def wheels(self) -> Path:
+        """The platform's own wheel, for the environments of images."""
+        return self.root / "wheels"
+
+    @property
     def payloads(self) -> Path:
         """The object store of large payloads, where the settings name no other."""
         return self.root / "payloads"

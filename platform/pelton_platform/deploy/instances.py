@@ -18,11 +18,14 @@ from typing import Any
 from pelton.core.spec import ContainerSpec
 from pelton.transport.config import ConnectionConfig
 from pelton_platform import process, telemetry
+from pelton_platform.deploy.environments import Environment
 from pelton_platform.deploy.home import HOME_VARIABLE, Home, HomeError, read_json, write_json
-from pelton_platform.deploy.images import image_environment
+from pelton_platform.deploy.images import image_environment, working_folder
 
 INSTANCE_VARIABLE = "PELTON_INSTANCE"
 DRAIN_VARIABLE = "PELTON_DRAIN_SECONDS"
+ROOT_VARIABLE = "PELTON_IMAGE_ROOT"
+"""Where the files of the image lie, for programs on machines that cannot show them at their own places."""
 
 _KEPT_LOGS = 20
 _LOG_TAIL_BYTES = 4096
@@ -90,8 +93,13 @@ class Running:
         return f"it was ended by signal {-code}" if code < 0 else f"it ended with exit code {code}"
 
 
-def start(spec: ContainerSpec, surroundings: Surroundings, secret_values: Mapping[str, str]) -> Running:
-    """Start an instance of a container whose bundle was verified.
+def start(
+    spec: ContainerSpec,
+    surroundings: Surroundings,
+    environment: Environment,
+    secret_values: Mapping[str, str],
+) -> Running:
+    """Start an instance of a container whose bundle was verified, and whose image was built.
 
     Raises:
         OSError: The process cannot be started, or its files cannot be written.
@@ -102,7 +110,7 @@ def start(spec: ContainerSpec, surroundings: Surroundings, secret_values: Mappin
     folder.mkdir(mode=0o700, parents=True)
     try:
         config = folder / "instance.json"
-        write_json(config, instance_settings(spec, instance, surroundings, secret_values))
+        write_json(config, instance_settings(spec, instance, surroundings, environment, secret_values))
         module = "pelton_platform.deploy.program" if spec.entrypoint else "pelton_platform.coordinator"
         log = log_file(home, spec.name, instance)
         log.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -129,7 +137,11 @@ def start(spec: ContainerSpec, surroundings: Surroundings, secret_values: Mappin
 
 
 def instance_settings(
-    spec: ContainerSpec, instance: str, surroundings: Surroundings, secret_values: Mapping[str, str]
+    spec: ContainerSpec,
+    instance: str,
+    surroundings: Surroundings,
+    environment: Environment,
+    secret_values: Mapping[str, str],
 ) -> dict[str, Any]:
     """Return what an instance is told in its file."""
     home, config = surroundings.home, surroundings.config
@@ -137,6 +149,7 @@ def instance_settings(
     # Bundles are read-only and shared: compiled Python goes elsewhere.
     env.setdefault("PYTHONPYCACHEPREFIX", str(home.pycache))
     env[INSTANCE_VARIABLE] = instance
+    env = {**_variables_of(environment, os.environ), **env}
     settings: dict[str, Any] = {
         "namespace": config.namespace,
         "bootstrap_servers": config.bootstrap_servers,
@@ -150,6 +163,9 @@ def instance_settings(
         "bundles": str(home.bundles),
         "env": env,
         "log_level": surroundings.log_level.lower(),
+        "python": environment.python,
+        "root": "" if environment.root is None else str(environment.root),
+        "workdir": working_folder(spec.image),
     }
     if spec.entrypoint:
         settings["env"] = {**machine_environment(os.environ), **platform_environment(surroundings), **env}
@@ -158,6 +174,19 @@ def instance_settings(
         settings["drain_s"] = surroundings.drain_s
         settings["log"] = str(log_file(home, spec.name, instance))
     return settings
+
+
+def _variables_of(environment: Environment, environ: Mapping[str, str]) -> dict[str, str]:
+    """Return the variables by which programs find what an image has."""
+    found: dict[str, str] = {}
+    if environment.root is not None:
+        found[ROOT_VARIABLE] = str(environment.root)
+    if environment.is_separate:
+        found["PATH"] = os.pathsep.join((environment.binaries, environ.get("PATH", os.defpath)))
+        found["VIRTUAL_ENV"] = str(Path(environment.binaries).parent)
+        # What the platform itself was given to find its packages by is not the image's.
+        found["PYTHONPATH"] = ""
+    return found
 
 
 def machine_environment(environ: Mapping[str, str]) -> dict[str, str]:

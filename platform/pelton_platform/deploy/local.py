@@ -13,6 +13,7 @@ from pelton.errors import SignatureError
 from pelton.protocol.signing import Keyring
 from pelton_platform import process, telemetry
 from pelton_platform.deploy import bundles, instances
+from pelton_platform.deploy.environments import Environment, Environments
 from pelton_platform.deploy.home import HomeError, read_json
 from pelton_platform.deploy.instances import Running, Surroundings
 from pelton_platform.deploy.plan import Crashes, Kill, Live, Start, Workload, after_exit, backoff_ms, plan
@@ -60,6 +61,9 @@ class LocalDeployer:
         self._crashes: dict[str, Crashes] = {}
         self._running: dict[str, Running] = {}
         self._live: dict[str, Live] = {}
+        self._environments = Environments(surroundings.home)
+        self._building: dict[str, threading.Thread] = {}
+        self._notes: dict[str, tuple[str, ...]] = {}
         for found in instances.find_running(surroundings.home):
             _log.info("instance-taken-over", instance=found.instance, container=found.container)
             self._hold(found)
@@ -89,7 +93,7 @@ class LocalDeployer:
         with self._lock:
             if self._specs.pop(container, None) is not None:
                 _log.info("container-removed", container=container)
-            for known in (self._counts, self._refused, self._crashes):
+            for known in (self._counts, self._refused, self._crashes, self._notes):
                 known.pop(container, None)
 
     def observe(self) -> Sequence[ContainerState]:
@@ -207,13 +211,43 @@ class LocalDeployer:
         if spec.version != action.version or not self._verify(spec):
             return
         try:
+            environment = self._environment(spec)
+            if environment is None:
+                return
             values = self._secret_values(spec)
-            running = instances.start(spec, self._surroundings, values)
+            running = instances.start(spec, self._surroundings, environment, values)
         except (OSError, HomeError) as error:
             self._count_crash(spec.name, spec.version, f"it cannot be started: {error}")
             return
         self._hold(running)
         _log.info("instance-started", instance=running.instance, container=spec.name, version=spec.version)
+
+    def _environment(self, spec: ContainerSpec) -> Environment | None:
+        """Return where the image of a container runs; None while it is built, which a deploy mostly did."""
+        found = self._environments.find(spec.image)
+        if found is not None:
+            self._notes[spec.name] = found.notes
+        elif spec.name not in self._building:
+            builder = threading.Thread(target=self._build, args=(spec,), name="builder", daemon=True)
+            self._building[spec.name] = builder
+            builder.start()
+        return found
+
+    def _build(self, spec: ContainerSpec) -> None:
+        """Build the image of a container again, after it was removed or the platform has another version."""
+        try:
+            self._environments.build(
+                spec.image, f"container {spec.name!r}", lambda line: _log.info("image-build", said=line)
+            )
+        except Exception as error:
+            # Whatever it is: a container whose image cannot be built is refused, and says why.
+            _log.error("image-not-built", container=spec.name, reason=str(error))
+            with self._lock:
+                if self._specs.get(spec.name) == spec:
+                    self._refused[spec.name] = str(error)
+        finally:
+            with self._lock:
+                del self._building[spec.name]
 
     def _secret_values(self, spec: ContainerSpec) -> dict[str, str]:
         if not spec.secrets:
@@ -293,8 +327,11 @@ class LocalDeployer:
             spec.version,
             self._counts[container],
             states,
-            refused or self._crash_reason(spec),
+            refused
+            or self._crash_reason(spec)
+            or ("its image is built" if container in self._building else ""),
             bool(refused),
+            self._notes.get(container, ()),
         )
 
     def _crash_reason(self, spec: ContainerSpec) -> str:

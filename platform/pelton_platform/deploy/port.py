@@ -44,6 +44,7 @@ class ContainerState:
         instances: Those it has.
         reason: Why it has fewer than wanted, "" when all is well.
         refused: Whether it cannot run at all until it is deployed again.
+        notes: What is not as its image says, one sentence each.
     """
 
     container: str
@@ -52,6 +53,7 @@ class ContainerState:
     instances: tuple[InstanceState, ...]
     reason: str = ""
     refused: bool = False
+    notes: tuple[str, ...] = ()
 
 
 class DeployerPort(Protocol):

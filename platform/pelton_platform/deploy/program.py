@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from pelton_platform import process
+from pelton_platform.deploy import image_root
 from pelton_platform.deploy.output import BoundedFile, LineQueue, pump
 
 STATUS_INTERVAL_S = 2.0
@@ -36,17 +37,18 @@ class Program:
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: self._told_to_end.set())
         settings = self._settings
+        command, folder = _placed(settings)
         try:
             self._child = child = process.spawn(
-                settings["entrypoint"],
+                command,
                 env=settings["env"],
-                cwd=Path(settings["folder"]),
+                cwd=folder,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
                 die_with_parent=True,
             )
         except OSError as error:
-            print(f"{' '.join(settings['entrypoint'])}: {error.strerror}", flush=True)
+            print(f"{' '.join(command)}: {error.strerror}", flush=True)
             return 127
         readers = [self._read(child.stdout, "stdout"), self._read(child.stderr, "stderr")]
         # The connection to Kafka is made while the program runs already.
@@ -99,6 +101,23 @@ class Program:
         while not self._over.is_set():
             voice.beat(draining=self._told_to_end.is_set())
             self._over.wait(STATUS_INTERVAL_S)
+
+
+def _placed(settings: Mapping[str, Any]) -> tuple[list[str], Path]:
+    """Return command and working folder of the program; shows it the files of its image where they belong.
+
+    Where the machine gives no mount namespace, the command is made to name them where they really are.
+    """
+    command, root, workdir = list(settings["entrypoint"]), settings.get("root"), settings.get("workdir")
+    if not root:
+        return command, Path(settings["folder"])
+    try:
+        image_root.enter(root)
+    except OSError as error:
+        print(f"files of the image are in {root}: {error}", flush=True)
+        command = image_root.rewritten(command, root)
+        workdir = root + workdir if workdir else ""
+    return command, Path(workdir or settings["folder"])
 
 
 def _exit_code(code: int) -> int:

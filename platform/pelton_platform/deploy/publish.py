@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -9,6 +10,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from pelton.container import Container
 from pelton.core.offsets import initial_metadata
 from pelton.core.spec import ContainerSpec, FunctionSpec
 from pelton.definitions import container_spec, function_spec
@@ -24,8 +26,10 @@ from pelton.transport.kafka.producer import RecordProducer
 from pelton_platform.deploy import bundles
 from pelton_platform.deploy.backlog import input_places
 from pelton_platform.deploy.bundles import Bundle
+from pelton_platform.deploy.environments import Environments
 from pelton_platform.deploy.home import Home, exclusive, read_json, write_json
-from pelton_platform.deploy.images import check_image
+from pelton_platform.deploy.interpreters import find as find_python
+from pelton_platform.deploy.interpreters import this_python
 from pelton_platform.deploy.registry import Registry, RegistryWriter
 from pelton_platform.deploy.sources import Source
 
@@ -74,6 +78,7 @@ class Outcome:
         changes: Functions, then containers.
         topics: Topics that were created.
         warnings: What the user should know, one sentence each.
+        images: Of each container the environment its image becomes: `cached`, `built` or `to build`.
         states: What the deployer made of each container, as in its state file.
         dry_run: Whether nothing was written.
     """
@@ -83,6 +88,7 @@ class Outcome:
     changes: list[Change] = field(default_factory=list)
     topics: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
+    images: dict[str, str] = field(default_factory=dict)
     states: dict[str, Any] = field(default_factory=dict)
     dry_run: bool = False
 
@@ -114,14 +120,19 @@ class Publisher:
         config: How to reach Kafka.
         home: The home folder of the platform.
         limit_bytes: Largest source folder.
+        tell: Gets lines about what takes long, such as what builds of images write.
 
     Raises:
         TransportError: Kafka cannot be reached.
         SignatureError: The key of the namespace is missing or damaged.
     """
 
-    def __init__(self, config: ConnectionConfig, home: Home, limit_bytes: int) -> None:
+    def __init__(
+        self, config: ConnectionConfig, home: Home, limit_bytes: int, *, tell: Progress = lambda line: None
+    ) -> None:
         self._home = home
+        self._tell = tell
+        self._environments = Environments(home)
         self._limit_bytes = limit_bytes
         self._topics = Topics(config.namespace)
         self._keyring = Keyring.load(config.key_file or home.key_file(config.namespace))
@@ -146,20 +157,25 @@ class Publisher:
         self._producer.close()
         self._admin.close()
 
-    def deploy(self, source: Source, collected: Collected, *, dry_run: bool = False) -> Outcome:
+    def deploy(
+        self, source: Source, collected: Collected, *, dry_run: bool = False, strict_python: bool = False
+    ) -> Outcome:
         """Deploy what a file or a program defines.
 
         Args:
             source: Its files, of which a snapshot is taken, and its code.
             collected: What it defines.
-            dry_run: Check and compare, but write nothing.
+            dry_run: Check and compare, but build and write nothing.
+            strict_python: Refuse images whose Python this machine does not have.
 
         Raises:
             DeployError: It is refused; nothing was changed.
             TransportError: Kafka did not take it; deploy again.
         """
         outcome = Outcome(source.name, dry_run=dry_run)
-        values = self._check(source, collected, outcome)
+        values = self._check(collected, outcome)
+        for container in collected.containers:
+            self._prepare_image(container, source, outcome, strict_python=strict_python)
         with self._lock():
             bundle = bundles.store(source, self._home.bundles, self._keyring, self._limit_bytes)
             outcome.bundle = bundle.digest
@@ -178,7 +194,7 @@ class Publisher:
 
     # --- checks ---
 
-    def _check(self, source: Source, collected: Collected, outcome: Outcome) -> dict[str, dict[str, str]]:
+    def _check(self, collected: Collected, outcome: Outcome) -> dict[str, dict[str, str]]:
         """Refuse what cannot run here; return the captured secrets by container."""
         if not collected.functions and not collected.containers:
             raise DeployError(f"{outcome.file} defines nothing to deploy")
@@ -188,10 +204,34 @@ class Publisher:
             )
         values: dict[str, dict[str, str]] = {}
         for container in collected.containers:
-            what = f"container {container.name!r}"
-            outcome.warnings += check_image(container.image.spec(source.folder), what)
-            values[container.name] = captured(what, container.secrets)
+            values[container.name] = captured(f"container {container.name!r}", container.secrets)
         return values
+
+    def _prepare_image(
+        self, container: Container, source: Source, outcome: Outcome, *, strict_python: bool
+    ) -> None:
+        """Build the image of a container, unless that was done before; what runs now goes on meanwhile."""
+        what, image = f"container {container.name!r}", container.image.spec(source.folder)
+        python = find_python(image.python)
+        if strict_python and image.python is not None and not python.is_asked(image.python):
+            raise DeployError(
+                f"{what} asks for Python {image.python}, which this machine does not have (the nearest is "
+                f"{python.name}): install it, or deploy without --strict-python"
+            )
+        pickled = [function for function in source.code if python.version[:2] != sys.version_info[:2]]
+        if pickled:
+            raise DeployError(
+                f"{what} asks for Python {image.python}, and {', '.join(pickled)} of this program travels "
+                f"as code of Python {this_python().name}: define it in a module, or run it with that one"
+            )
+        environment = self._environments.find(image)
+        outcome.images[container.name] = (
+            "cached" if environment else "to build" if outcome.dry_run else "built"
+        )
+        if environment is None and not outcome.dry_run:
+            self._environments.keep_files(image, source.folder)
+            environment = self._environments.build(image, what, self._tell)
+        outcome.warnings += [f"{what}: {note}" for note in (environment.notes if environment else ())]
 
     def _changed_secrets(self, values: Mapping[str, Mapping[str, str]]) -> set[str]:
         """Containers whose captured values differ from those kept: they are not in the specs."""

@@ -33,7 +33,8 @@ def deploy(collected: Collected, config: ConnectionConfig, main: ModuleType) -> 
             f"{source.name} can be deployed only from the machine of the platform: {home.root} is not the "
             "home folder of one. PELTON_HOME names it"
         )
-    with Publisher(config, home, load_settings().bundle_limit_mib * 1024 * 1024) as publisher:
+    limit = load_settings().bundle_limit_mib * 1024 * 1024
+    with Publisher(config, home, limit, tell=_tell) as publisher:
         outcome = publisher.deploy(source, collected)
     for warning in outcome.warnings:
         _tell(f"warning: {warning}")

@@ -39,7 +39,12 @@ def main() -> None:
     """Runs an executor until it is stopped or its channel ends."""
     parser = argparse.ArgumentParser(prog="pelton_platform.executor", description=__doc__)
     parser.add_argument("--fd", type=int, required=True, help="descriptor of the channel to the coordinator")
-    channel = socket.socket(fileno=parser.parse_args().fd)
+    parser.add_argument(
+        "--root", default="", help="folder with the files of the image by their absolute paths"
+    )
+    arguments = parser.parse_args()
+    workdirs = _show_image(arguments.root)
+    channel = socket.socket(fileno=arguments.fd)
     # Programs that user code starts must not hold the channel open.
     channel.set_inheritable(False)
     sys.setswitchinterval(SWITCH_INTERVAL_S)
@@ -57,9 +62,25 @@ def main() -> None:
     # Registered before user code registers anything, so it runs after all of that.
     atexit.register(_last_words, capture, outbox)
     slots = _load(hello, reader, outbox, capture, channel, clock)
+    if hello.workdir:
+        os.chdir(workdirs + hello.workdir)
     outbox.post([int(FromExecutor.READY), os.getpid()])
     outbox.flush()
     slots.serve()
+
+
+def _show_image(root: str) -> str:
+    """Shows the files of the image at their places, before there are threads; gives where those are then."""
+    if root:
+        # Late: few images have files.
+        from pelton_platform.deploy import image_root
+
+        try:
+            image_root.enter(root)
+        except OSError:
+            # Doctor says so; PELTON_IMAGE_ROOT tells user code where they are.
+            return root
+    return ""
 
 
 def _load(

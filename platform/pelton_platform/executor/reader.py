@@ -41,6 +41,7 @@ class Hello:
         log_level: level of the root logger.
         code: SHA-256 hex of the code that the coordinator verified, "" for a function of a module.
         exchange: folder by which large payloads go to and fro, "" for none.
+        workdir: working folder that the image sets, "" for that of the sources.
     """
 
     namespace: str
@@ -57,6 +58,7 @@ class Hello:
     log_level: str = "INFO"
     code: str = ""
     exchange: str = ""
+    workdir: str = ""
 
     @classmethod
     def read(cls, settings: Mapping[str, Any]) -> Hello:

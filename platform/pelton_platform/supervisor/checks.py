@@ -20,7 +20,9 @@ from pelton.transport.kafka.producer import RecordProducer
 from pelton.transport.log import KafkaFailure
 from pelton.transport.payloads import ObjectStore
 from pelton_platform import process
+from pelton_platform.deploy import image_root, instances
 from pelton_platform.deploy.home import Home
+from pelton_platform.deploy.interpreters import uv_command
 from pelton_platform.embedded import EmbeddedKafkaError, verify
 from pelton_platform.embedded.cache import locate
 from pelton_platform.settings import PeltonSettings
@@ -285,6 +287,24 @@ def check_orphans(around: Surroundings) -> Iterator[Finding]:
     yield Finding("orphans", OK, f"ended what was left behind: {names}")
 
 
+def check_images(_: Surroundings) -> Iterator[Finding]:
+    """Can the environments of images be built, and how do programs see their files?"""
+    uv = uv_command()
+    if shutil.which(uv) is None:
+        yield Finding("images", FAILED, "uv, which builds environments, is not there: `pip install uv`")
+        return
+    against = image_root.reason_against()
+    if against:
+        yield Finding(
+            "images",
+            WARNING,
+            f"programs find the files of images by rewritten commands and {instances.ROOT_VARIABLE}, and "
+            f"`run_commands` are left out: this machine gives no mount namespace ({against})",
+        )
+        return
+    yield Finding("images", OK, "programs see the files of images at their paths, by mount namespaces")
+
+
 def _existing(path: Path) -> Path:
     while not path.exists():
         path = path.parent
@@ -300,6 +320,7 @@ CHECKS: dict[str, Check] = {
     "home": check_home,
     "disk": check_disk,
     "payloads": check_payloads,
+    "images": check_images,
     "port": check_port,
     "orphans": check_orphans,
     "platform": check_platform,
