@@ -20,8 +20,10 @@ if TYPE_CHECKING:
     from pelton.client.streams import Stream
     from pelton.container import Container
     from pelton.decorators import Function, function
+    from pelton.hooks import on_start, on_stop
     from pelton.image import Image
     from pelton.logs import chalk_logger, logger
+    from pelton.methods import cls, method
     from pelton.protocol.record import Record
     from pelton.references import FunctionRef, function_ref
     from pelton.runtime.context import Context, context
@@ -42,6 +44,7 @@ _HOMES: Final = {
     "Stream": "pelton.client.streams",
     "chalk_logger": "pelton.logs",
     "close": "pelton.client.session",
+    "cls": "pelton.methods",
     "connect": "pelton.client.session",
     "context": "pelton.runtime.context",
     "flush": "pelton.client.session",
@@ -49,6 +52,9 @@ _HOMES: Final = {
     "function_ref": "pelton.references",
     "gather": "pelton.client.mapping",
     "logger": "pelton.logs",
+    "method": "pelton.methods",
+    "on_start": "pelton.hooks",
+    "on_stop": "pelton.hooks",
 }
 """Public name to the module that has it."""
 
@@ -68,6 +74,7 @@ __all__ = [
     "__version__",
     "chalk_logger",
     "close",
+    "cls",
     "connect",
     "context",
     "errors",
@@ -76,6 +83,9 @@ __all__ = [
     "function_ref",
     "gather",
     "logger",
+    "method",
+    "on_start",
+    "on_stop",
 ]
 
 

@@ -17,6 +17,7 @@ from pelton.client.streams import Stream
 from pelton.container import Container
 from pelton.core.spec import FunctionKind, FunctionSpec, ParameterSpec
 from pelton.errors import DefinitionError, FunctionNotFound, UnsupportedOption
+from pelton.hooks import OBJECT
 from pelton.image import Image
 from pelton.loading import Collected, active, collecting, register
 from pelton.policies import (
@@ -111,7 +112,7 @@ class Function(Callee[P, C, R], Generic[P, C, R, L]):
     def __reduce_ex__(self, protocol: SupportsIndex) -> str | tuple[Any, ...]:
         """By name where its module leads back to it, else by what it is; see `pelton.runtime.pickled`."""
         module, qualname = sys.modules.get(self.module), self.qualname
-        if self.module != MAIN and getattr(module, qualname, None) is self:
+        if self.module != MAIN and found_in(module, qualname) is self:
             return qualname
         reduced: Any = super().__reduce_ex__(protocol)
         return tuple(reduced)
@@ -330,6 +331,14 @@ def collected() -> Collected:
     return load.result()
 
 
+def found_in(module: object, qualname: str) -> Any:
+    """What a qualified name leads to in a module, None for nothing."""
+    found: Any = module
+    for part in qualname.split("."):
+        found = getattr(found, part, None)
+    return found
+
+
 def kind_of(fn: Callable[..., Any]) -> FunctionKind:
     """How a function is called."""
     if inspect.isasyncgenfunction(fn):
@@ -360,10 +369,10 @@ def check_function(fn: object) -> None:
         raise DefinitionError(f"{label} is no Python function; write a `def` that calls it")
     if fn.__name__ == "<lambda>":
         raise DefinitionError(f"{label} is a lambda and has no name to find it by; write a `def`")
-    if "." in fn.__qualname__.rpartition("<locals>.")[2]:
+    if "." in fn.__qualname__.rpartition("<locals>.")[2] and not hasattr(fn, OBJECT):
         raise DefinitionError(
-            f"{label} is defined in a class; move it to the top of the module, and pass what it needs from "
-            "`self` as arguments"
+            f"{label} is defined in a class; write @pelton.method, and @pelton.cls above the class, or move "
+            "it to the top of the module"
         )
 
 

@@ -12,7 +12,7 @@ from typing import Any, Final, TypeVar
 
 from pelton.container import Container
 from pelton.core.spec import DEFAULT_PARTITIONS, ContainerSpec, FunctionSpec
-from pelton.decorators import Function
+from pelton.decorators import Function, found_in
 from pelton.errors import DefinitionError
 from pelton.runtime.pickled import MAIN
 
@@ -134,7 +134,7 @@ def check_reachable(function: Function[..., Any, Any, Any]) -> None:
     if "<locals>" in function.qualname:
         raise DefinitionError(f"{label} is defined inside another function; move it to the top of the module")
     module = sys.modules.get(function.module)
-    found = getattr(module, function.qualname, None)
+    found = found_in(module, function.qualname)
     if module is not None and found is not function and found is not function.fn:
         raise DefinitionError(
             f"{label}: the name {function.qualname!r} of the module is something else, so executors would "

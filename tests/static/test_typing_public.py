@@ -13,6 +13,7 @@ ROOT = Path(__file__).parents[2]
 DECLARED = """
 from collections.abc import AsyncIterator, Iterator
 from pelton import CallFuture, Container, Stream, function, function_ref, gather, context, logger
+from pelton import cls, method, on_start
 
 @function
 def plain(text: str, *, limit: int = 3) -> int:
@@ -29,6 +30,19 @@ def count(n: int) -> Iterator[int]:
 @function(container=Container(name="c"))
 async def acount(n: int) -> AsyncIterator[str]:
     yield ""
+@cls(max_instances=2)
+class Model:
+    @on_start
+    def load(self) -> None: ...
+    @method
+    def predict(self, text: str) -> int:
+        return 1
+    @method(timeout=5)
+    async def later(self, text: str) -> bytes:
+        return b""
+    @method
+    def count(self, n: int) -> Iterator[int]:
+        yield n
 ref = function_ref("plain")
 """
 
@@ -51,12 +65,16 @@ REVEALED = {
     "count.local(3)": "typing.Iterator[int]",
     "acount(3)": "pelton.client.streams.Stream[str]",
     "acount.async_call(3).result()": "list[str]",
+    "Model.predict('x')": "int",
+    "Model.later('x')": "bytes",
+    "next(Model.count(3))": "int",
     "ref(1, x=2)": "Any",
     "ref.async_call()": "pelton.client.futures.CallFuture[Any]",
     "context().attempt": "int",
 }
 
 REFUSED = {
+    "Model.predict(3)": "arg-type",
     "plain(3)": "arg-type",
     "plain()": "call-arg",
     "plain('x', 3)": "call-arg",

@@ -188,3 +188,16 @@ def test_deploy_bundle_leaves_the_platforms_home_out(sources: Path) -> None:
     first = bundles.store(Source("worker.py", sources), shelf, KEYRING)
     assert not [name for name in files_of(first.folder) if name.startswith("platform-home")]
     assert not bundles.store(Source("worker.py", sources), shelf, KEYRING).new
+
+
+def test_ignored_files_are_left_out(tmp_path: Path) -> None:
+    """`.peltonignore` of the folder names them as `.gitignore` would, folders and exceptions too."""
+    for place in ("worker.py", "notes.log", "kept.log", "data/raw.bin", "sub/data.py", "sub/notes.log"):
+        (tmp_path / place).parent.mkdir(exist_ok=True)
+        (tmp_path / place).write_text("")
+    (tmp_path / ".peltonignore").write_text("# not these\n*.log\n!kept.log\n/data/\n")
+    found = [path.relative_to(tmp_path).as_posix() for path in bundles.list_sources(tmp_path)]
+    assert found == ["kept.log", "sub/data.py", "worker.py"]
+    (tmp_path / ".peltonignore").write_text("!\n")
+    with pytest.raises(DeployError, match=r"\.peltonignore: "):
+        list(bundles.list_sources(tmp_path))

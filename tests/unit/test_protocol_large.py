@@ -236,11 +236,12 @@ elif kind == "list":
 else:
     import numpy
     value = numpy.ones(size, "u1")
-peak, over = [held()], threading.Event()
+peak, over, look = [held()], threading.Event(), threading.Lock()
 
 def watch():
     while not over.wait(0.002):
-        peak.append(held())
+        with look:
+            peak.append(held())
 
 base = held()
 thread = threading.Thread(target=watch)
@@ -248,8 +249,11 @@ thread.start()
 data = encode_arguments(store, "f", (value,), {"more": {"deep": value if kind != "list" else 1}})
 kept = max(peak) - base
 del value
-peak.clear()
-base = held()
+with look:
+    # What was seen before the value was dropped is not counted after it.
+    peak.clear()
+    base = held()
+    peak.append(base)
 decoded = payload.decoder(None, objects=store.open)(data)
 over.set()
 thread.join()

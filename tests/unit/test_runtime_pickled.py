@@ -87,7 +87,7 @@ from pelton.protocol import payload
 from pelton.runtime import pickled
 from pelton.runtime.calling import Target
 from pelton.core.spec import FunctionKind
-fn = pickled.load(Path(sys.argv[1]).read_bytes())
+fn, _ = pickled.load(Path(sys.argv[1]).read_bytes())
 target = Target.of("shout", FunctionKind.SYNC, fn)
 main = sys.modules["__main__"]
 text = main.Text([main.Line("a")])
@@ -249,3 +249,43 @@ def test_only_the_loader_of_verified_code_unpickles() -> None:
         ("sdk/pelton/runtime/pickled.py", "pickle.load"),
         ("sdk/pelton/protocol/payload.py", "pickle.load"),  # inside of what was signed
     }
+
+
+HOOKED = """
+import pelton, sys
+from pelton import hooks
+from pelton.runtime import pickled
+seen = []
+@pelton.on_start
+def begin(): seen.append("begun")
+@pelton.on_stop
+def end(): print("ended", seen)
+def shout(text): return text + str(seen)
+sys.stdout.buffer.write(pickled.dump("shout", shout, hooks.of_main()))
+"""
+HOOKED_ELSEWHERE = """
+import sys
+from pathlib import Path
+from pelton import hooks
+from pelton.runtime import pickled
+fn, (starts, stops) = pickled.load(Path(sys.argv[1]).read_bytes())
+hooks.adopt(list(starts), list(stops))
+hooks.start(fn, None)
+print(fn("a"))
+hooks.stop(fn, None)
+"""
+
+
+def test_hooks_of_a_script_travel_with_its_functions(tmp_path: Path) -> None:
+    """They see the same globals as the function."""
+    found = tmp_path / "code"
+    found.write_bytes(dumped(tmp_path, HOOKED))
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run(
+        [sys.executable, "-c", HOOKED_ELSEWHERE, found],
+        capture_output=True,
+        text=True,
+        timeout=30,
+        env=environment,
+    )
+    assert (done.stdout, done.stderr) == ("a['begun']\nended ['begun']\n", "")

@@ -10,7 +10,7 @@ import os
 import shutil
 import stat
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -20,6 +20,9 @@ from pelton.runtime.pickled import file_name, purpose
 from pelton_platform.deploy.sources import Source
 
 PURPOSE = "bundle"
+IGNORE_FILE = ".peltonignore"
+"""In the folder that is deployed: what else is left out, in the patterns of `.gitignore`."""
+
 DEFAULT_LIMIT_BYTES = 64 * 1024 * 1024
 
 _MANIFEST_VERSION = 1
@@ -68,17 +71,42 @@ class Bundle:
 def list_sources(folder: Path, home: Path | None = None) -> Iterator[Path]:
     """Yield the files and links of a folder that belong to a snapshot, sorted.
 
-    Left out: hidden names, caches, virtual environments, compiled Python, sockets and the like, and the home
-    folder of the platform, should it lie in this one.
+    Left out: hidden names, caches, virtual environments, compiled Python, sockets and the like, the home
+    folder of the platform, should it lie in this one, and what `.peltonignore` of the folder names.
+
+    Raises:
+        DeployError: `.peltonignore` has a line that is no pattern.
     """
+    yield from _sources(folder, folder, home, _ignored(folder))
+
+
+def _ignored(folder: Path) -> Callable[[str], bool]:
+    """Return what says of a path in the folder whether `.peltonignore` leaves it out."""
+    try:
+        lines = (folder / IGNORE_FILE).read_text().splitlines()
+    except FileNotFoundError:
+        return lambda path: False
+    # Late: most folders have no such file.
+    from pathspec import GitIgnoreSpec
+    from pathspec.patterns.gitignore import GitIgnorePatternError
+
+    try:
+        return GitIgnoreSpec.from_lines(lines).match_file
+    except GitIgnorePatternError as error:
+        raise DeployError(f"{folder / IGNORE_FILE}: {error}") from error
+
+
+def _sources(folder: Path, root: Path, home: Path | None, ignored: Callable[[str], bool]) -> Iterator[Path]:
     for name in sorted(os.listdir(folder)):
         path = folder / name
         if name.startswith(".") or name.endswith(_SKIPPED_SUFFIXES):
             continue
         kind = path.lstat().st_mode
+        if ignored(path.relative_to(root).as_posix() + ("/" if stat.S_ISDIR(kind) else "")):
+            continue
         if stat.S_ISDIR(kind):
             if name not in _SKIPPED_FOLDERS and path != home and not (path / "pyvenv.cfg").exists():
-                yield from list_sources(path, home)
+                yield from _sources(path, root, home, ignored)
         elif stat.S_ISREG(kind) or stat.S_ISLNK(kind):
             yield path
 
@@ -202,7 +230,7 @@ def _check_size(source: Source, files: Mapping[str, Path], limit_bytes: int) -> 
         raise DeployError(
             f"{source.folder} holds {total / 2**20:.1f} MiB of sources and data, more than the limit of "
             f"{limit_bytes / 2**20:.0f} MiB; the largest are {largest}. Move data out of the "
-            "folder, or raise PELTON_BUNDLE_LIMIT_MIB"
+            f"folder, name it in {IGNORE_FILE}, or raise PELTON_BUNDLE_LIMIT_MIB"
         )
 
 

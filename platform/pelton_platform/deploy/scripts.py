@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from types import ModuleType
 
+from pelton import hooks
 from pelton.errors import DeployError
 from pelton.loading import Collected
 from pelton.runtime.pickled import dump
@@ -25,7 +26,9 @@ from pelton_platform.settings import load_settings
 
 def deploy(collected: Collected, config: ConnectionConfig, main: ModuleType) -> None:
     """Deploy what this process defines; see `pelton.script.Deployer`."""
-    code = {function.name: dump(function.name, function.fn) for function in collected.functions}
+    code = {
+        function.name: dump(function.name, function.fn, hooks.of_main()) for function in collected.functions
+    }
     source = of_program(main, code, whole=any(container.entrypoint for container in collected.containers))
     home = Home(config.home or home_folder())
     if not home.is_ours:

@@ -9,9 +9,13 @@ import faulthandler
 import os
 import socket
 import sys
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
+from pelton import hooks
 from pelton.client import session
 from pelton.client.connection import Connection
 from pelton.core.spec import FunctionKind
@@ -43,7 +47,7 @@ def main() -> None:
         "--root", default="", help="folder with the files of the image by their absolute paths"
     )
     arguments = parser.parse_args()
-    workdirs = _show_image(arguments.root)
+    shown = _show_image(arguments.root)
     channel = socket.socket(fileno=arguments.fd)
     # Programs that user code starts must not hold the channel open.
     channel.set_inheritable(False)
@@ -57,16 +61,16 @@ def main() -> None:
     reader = Reader(channel, clock)
     reader.start()
     hello = reader.hello()
+    if hello.workdir:
+        hello = replace(hello, workdir=shown + hello.workdir)
     capture = Capture(logs, hello.log_level)
     capture.install()
     # Registered before user code registers anything, so it runs after all of that.
     atexit.register(_last_words, capture, outbox)
-    slots = _load(hello, reader, outbox, capture, channel, clock)
-    if hello.workdir:
-        os.chdir(workdirs + hello.workdir)
+    slots, ending = _load(hello, reader, outbox, capture, channel, clock)
     outbox.post([int(FromExecutor.READY), os.getpid()])
     outbox.flush()
-    slots.serve()
+    slots.serve(ending)
 
 
 def _show_image(root: str) -> str:
@@ -90,8 +94,11 @@ def _load(
     capture: Capture,
     channel: socket.socket,
     clock: BrokerTime,
-) -> Slots:
-    """Loads user code and prepares its slots; tells why and ends the process when it cannot be loaded."""
+) -> tuple[Slots, Callable[[], None]]:
+    """Loads user code and prepares its slots, and gives what it wants done at the end.
+
+    Tells why and ends the process when it cannot be loaded.
+    """
     kind = FunctionKind(hello.kind)
     loop = None
     transport = _transport(hello, outbox, clock)
@@ -114,6 +121,9 @@ def _load(
             function = load_code(bundle, hello.function, hello.code)
         else:
             function = load_function(bundle, hello.module, hello.qualname)
+        if hello.workdir:
+            os.chdir(hello.workdir)
+        hooks.start(function, loop)
         target = Target.of(hello.function, kind, function, transport.payloads)
     except BaseException as error:
         outbox.post([int(FromExecutor.BROKEN), failure_record(load_failure(error))])
@@ -126,7 +136,7 @@ def _load(
     transport.aside = nesting.aside
     _connect(desk, transport, nesting)
     reader.attend(desk, slots, transport)
-    return slots
+    return slots, partial(hooks.stop, function, loop)
 
 
 def _transport(hello: Hello, outbox: Outbox, clock: BrokerTime) -> ChannelTransport:

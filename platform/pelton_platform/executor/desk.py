@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Final, Protocol
 
 from pelton.core.call import Failure
@@ -42,8 +42,8 @@ class Slots(Protocol):
     def stop(self) -> None:
         """`serve` returns once nothing runs; called on the reading thread."""
 
-    def serve(self) -> None:
-        """Runs attempts on the calling (main) thread, and on others as needed, until stopped."""
+    def serve(self, ending: Callable[[], None]) -> None:
+        """Runs attempts on the calling (main) thread, and on others as needed, until stopped; then ends."""
 
 
 class Desk:

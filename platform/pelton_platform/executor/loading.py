@@ -12,6 +12,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, cast
 
+from pelton import hooks
 from pelton.core.call import Failure
 from pelton.errors import SignatureError
 from pelton.protocol.signing import unverified_body
@@ -75,7 +76,9 @@ def load_code(bundle: Path, function: str, sha256: str) -> Callable[..., Any]:
     if not hmac.compare_digest(hashlib.sha256(body).hexdigest(), sha256):
         raise LoadError(f"the code of {function!r} is not the one that was verified; deploy it again")
     _enter(bundle)
-    return cast("Callable[..., Any]", _as_written(pickled.load(body)))
+    loaded, (starts, stops) = pickled.load(body)
+    hooks.adopt(list(starts), list(stops))
+    return cast("Callable[..., Any]", _as_written(loaded))
 
 
 def load_failure(error: BaseException) -> Failure:

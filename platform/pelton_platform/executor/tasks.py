@@ -7,7 +7,7 @@ import contextvars
 import logging
 import threading
 from collections import deque
-from collections.abc import Awaitable, Iterable
+from collections.abc import Awaitable, Callable, Iterable
 
 from pelton.runtime.calling import Arguments, Outcome, call_async, interrupted, stream_async
 from pelton.runtime.context import current_attempt
@@ -76,14 +76,15 @@ class TaskSlots:
         self._stopping = True
         self._call()
 
-    def serve(self) -> None:
-        """Runs the loop until stopped and done."""
+    def serve(self, ending: Callable[[], None]) -> None:
+        """Runs the loop until stopped and done; what user code wants done then still finds its loop."""
         while not (self._stopping and not self._desk.runs):
             try:
                 self._loop.run_forever()
             except (SystemExit, KeyboardInterrupt) as error:
                 # A task that user code started raised it, or a signal handler: no call of ours ends by it.
                 _log.error("%s left a background task; the executor goes on", type(error).__name__)
+        ending()
         self._end_loop()
 
     def _end_loop(self) -> None:

@@ -11,7 +11,7 @@ import contextvars
 import sys
 import threading
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Final
 
 from pelton.runtime.calling import Arguments, Outcome, call, interrupted, stream
@@ -95,14 +95,15 @@ class ThreadSlots:
             self._stopping = True
             self._wake_main()
 
-    def serve(self) -> None:
-        """Works as the first slot until stopped and done."""
+    def serve(self, ending: Callable[[], None]) -> None:
+        """Works as the first slot until stopped and done; then does what user code wants done."""
         while not self._done():
             try:
                 self._work(self._main, woken=False)
             except BaseException as error:
                 # A signal handler of user code raised here, between two runs: there is no call to blame.
                 sys.excepthook(type(error), error, error.__traceback__)
+        ending()
 
     def _done(self) -> bool:
         return self._stopping and not self._desk.runs

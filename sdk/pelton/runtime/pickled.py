@@ -6,7 +6,7 @@ import inspect
 import json
 import sys
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from types import ModuleType
 from typing import Any, Final
 
@@ -20,6 +20,9 @@ PURPOSE: Final = "function-code"
 """What signatures of code are for; the name of the function follows: code is worth nothing elsewhere."""
 
 _FORMAT: Final = 1
+
+Hooks = tuple[Sequence[Callable[..., Any]], Sequence[Callable[..., Any]]]
+"""What starts an executor, and what stops it."""
 
 
 class CodeError(PeltonError):
@@ -41,7 +44,7 @@ def file_name(function: str, sha256: str) -> str:
     return f"{function}-{sha256}.code"
 
 
-def dump(name: str, function: Callable[..., Any]) -> bytes:
+def dump(name: str, function: Callable[..., Any], hooks: Hooks = ((), ())) -> bytes:
     """The code of a function with everything of `__main__` that it uses, as cloudpickle.
 
     Modules are named and not taken along. The same code gives the same bytes in every process, as far as
@@ -50,6 +53,7 @@ def dump(name: str, function: Callable[..., Any]) -> bytes:
     Args:
         name: its name on the platform, for messages.
         function: as the user wrote it.
+        hooks: of `__main__`, that start and that stop an executor.
 
     Raises:
         DefinitionError: something it refers to cannot be taken along; the message names it.
@@ -60,8 +64,9 @@ def dump(name: str, function: Callable[..., Any]) -> bytes:
     names = {
         found.__name__: found for found in reachable(hints) if found.__module__ == MAIN and _is_top(found)
     }
+    code = (function, hints, names, tuple(map(tuple, hooks))) if any(hooks) else (function, hints, names)
     try:
-        body = cloudpickle.dumps((function, hints, names))
+        body = cloudpickle.dumps(code)
     except Exception as error:
         # Whatever the pickling of a user's object raises: all of it means the same.
         raise DefinitionError(
@@ -72,8 +77,8 @@ def dump(name: str, function: Callable[..., Any]) -> bytes:
     return json.dumps(head, sort_keys=True).encode() + b"\n" + _settled(body)
 
 
-def load(code: bytes) -> Callable[..., Any]:
-    """The function that `dump` took apart.
+def load(code: bytes) -> tuple[Callable[..., Any], Hooks]:
+    """The function that `dump` took apart, and the hooks that came with it.
 
     This runs whatever the code says: only for bytes whose signature the coordinator has verified. What the
     function took along of `__main__` becomes the `__main__` of this process.
@@ -97,13 +102,13 @@ def load(code: bytes) -> Callable[..., Any]:
     # The module that is replaced may be the running program: nobody else keeps it.
     main.__dict__["__replaced__"] = sys.modules.get(MAIN)
     sys.modules[MAIN] = main
-    function, hints, names = cloudpickle.loads(body)
+    function, hints, names, *rest = cloudpickle.loads(body)
     main.__dict__.update(getattr(function, "__globals__", {}))
     main.__dict__.update(names)
     main.__dict__["__name__"] = MAIN
     if hints:
         function.__annotations__ = hints
-    return typing.cast("Callable[..., Any]", function)
+    return function, rest[0] if rest else ((), ())
 
 
 def _hints(function: Callable[..., Any]) -> dict[str, Any]:
