@@ -84,6 +84,10 @@ class PeltonSettings(Struct, frozen=True, kw_only=True):
         dict[str, str],
         Meta(description="Settings of the object store by obstore's names, `endpoint`: `[store_options]`."),
     ] = field(default_factory=dict)
+    sasl: Annotated[
+        bool,
+        Meta(description="Whether the embedded broker takes logins (SCRAM) on a second port: `--sasl`."),
+    ] = False
     env: Annotated[
         dict[str, str],
         Meta(description="Variables given to every container, which its own `env=` overrides: `[env]`."),

@@ -6,6 +6,7 @@ import importlib
 import logging
 import os
 import sys
+from collections.abc import Callable
 from types import ModuleType
 from typing import IO, Any
 
@@ -57,7 +58,12 @@ class Logger:
 
 
 def set_up(
-    service: str, *, level: str = "INFO", stream: IO[str] | None = None, text: bool | None = None
+    service: str,
+    *,
+    level: str = "INFO",
+    stream: IO[str] | None = None,
+    text: bool | None = None,
+    redact: Callable[[str], str] | None = None,
 ) -> None:
     """Send every log line of this process, also those of libraries, to one stream.
 
@@ -66,6 +72,7 @@ def set_up(
         level: Least level written.
         stream: Where to; standard error by default.
         text: Lines for people instead of JSON; None asks `PELTON_LOG_FORMAT`.
+        redact: Takes out of each line what must not be written down.
     """
     global _structlog
     structlog: Any = _load_structlog()
@@ -95,7 +102,7 @@ def set_up(
         processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *render],
     )
     handler = logging.StreamHandler(stream if stream is not None else sys.stderr)
-    handler.setFormatter(formatter)
+    handler.setFormatter(formatter if redact is None else _Redacting(formatter, redact))
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(level)
@@ -110,6 +117,19 @@ def set_up(
         cache_logger_on_first_use=True,
     )
     _structlog = structlog
+
+
+class _Redacting(logging.Formatter):
+    """A formatter whose lines are looked through."""
+
+    def __init__(self, inner: logging.Formatter, redact: Callable[[str], str]) -> None:
+        super().__init__()
+        self._inner = inner
+        self._redact = redact
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Return the line."""
+        return self._redact(self._inner.format(record))
 
 
 def get_logger(name: str) -> Logger:

@@ -24,7 +24,8 @@ class SecretSource(Enum):
 class Secret:
     """A value given to a container as an environment variable, and to nobody else.
 
-    `Secret(name="db-password")` names one in the store of the platform; it arrives as `DB_PASSWORD`.
+    `Secret(name="db-password")` names one in the store of the platform (`pelton secret set db-password`); it
+    arrives as `DB_PASSWORD`, or in the variable that `env` names.
     `Secret.from_env("API_KEY")` is read from the environment of `pelton deploy` and arrives as `API_KEY`.
 
     Attributes:
@@ -33,7 +34,7 @@ class Secret:
         source: where its value comes from.
 
     Raises:
-        DefinitionError: the name is none.
+        DefinitionError: the name is none, or `env` cannot name a variable.
     """
 
     __slots__ = ("env", "name", "source")
@@ -42,9 +43,11 @@ class Secret:
     env: str
     source: SecretSource
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, env: str | None = None) -> None:
         self.name = checked_name("secret", name)
-        self.env = re.sub(r"[^A-Z0-9_]", "_", name.upper())
+        if env is not None:
+            check_variable(f"Secret({name!r}, env=...)", env)
+        self.env = re.sub(r"[^A-Z0-9_]", "_", name.upper()) if env is None else env
         self.source = SecretSource.STORE
 
     @classmethod
@@ -81,6 +84,8 @@ class Secret:
         """Its declaration; a secret holds no value that could be shown."""
         if self.source is SecretSource.ENVIRONMENT:
             return f"Secret.from_env({self.name!r})"
+        if self.env != Secret(self.name).env:
+            return f"Secret(name={self.name!r}, env={self.env!r})"
         return f"Secret(name={self.name!r})"
 
 
@@ -117,19 +122,16 @@ def captured(
         environ: the environment of the deploy; None for that of the process.
 
     Returns:
-        Variable to value. Keep it out of logs, specs and topics.
+        Variable to value, of those that come from the environment. Keep it out of logs, specs and topics.
 
     Raises:
-        DeployError: a secret of the store, which this version does not have; or a variable that is not set.
+        DeployError: a variable that is not set.
     """
     environ = os.environ if environ is None else environ
     values: dict[str, str] = {}
     for secret in secrets:
         if secret.source is SecretSource.STORE:
-            raise DeployError(
-                f"{owner} asks for {secret!r}, and this version of Pelton has no secret store; "
-                f"set a variable where you deploy and write Secret.from_env({secret.env!r})"
-            )
+            continue
         value = environ.get(secret.name)
         if value is None:
             raise DeployError(

@@ -86,7 +86,7 @@ def test_cli_deploy_refuses_before_anything_is_written(platform: LocalPlatform, 
         ),
         "stored": (
             "pelton.Container(name='x', secrets=[pelton.Secret('db')], entrypoint=['true']).run()",
-            "has no secret store",
+            "the platform has no secret db: pelton secret set db",
         ),
         "unset": (
             "unset = pelton.Secret.from_env('NOT_SET')\n"

@@ -107,12 +107,17 @@ def test_a_secret_of_the_environment_is_captured_at_deploy() -> None:
         captured("container 'c'", [secret], {})
 
 
-def test_a_secret_of_the_store_is_refused_at_deploy() -> None:
-    """There is no store; the message names the secret and what to write instead."""
+def test_a_secret_of_the_store_is_not_taken_from_the_environment() -> None:
+    """It arrives in a variable of its name, or in the one that is named."""
     secret = Secret(name="db-password")
     assert secret.ref == SecretRef("db-password", "DB_PASSWORD")
-    with pytest.raises(DeployError, match=r"db-password.*Secret\.from_env\('DB_PASSWORD'\)"):
-        captured("container 'c'", [secret], {"DB_PASSWORD": "x"})
+    assert captured("container 'c'", [secret], {"DB_PASSWORD": "x"}) == {}
+    other = Secret(name="db-password", env="PGPASSWORD")
+    assert other.ref == SecretRef("db-password", "PGPASSWORD")
+    assert repr(other) == "Secret(name='db-password', env='PGPASSWORD')"
+    assert repr(secret) == "Secret(name='db-password')"
+    with pytest.raises(DefinitionError, match="A=B"):
+        Secret(name="x", env="A=B")
 
 
 @pytest.mark.parametrize(

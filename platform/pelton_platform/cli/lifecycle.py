@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import signal
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from pelton_platform.cli.console import EXIT_ALREADY_RUNNING, Json, print_json, tell
+from pelton_platform.cli.variables import parse_pairs
 
 if TYPE_CHECKING:
     from pelton_platform.supervisor.settings import SupervisorSettings
@@ -26,6 +28,18 @@ def up(
         int | None, typer.Option(min=1, max=65535, help="Port of the embedded broker on loopback.")
     ] = None,
     namespace: Annotated[str | None, typer.Option(help="Prefix of all topics and groups.")] = None,
+    sasl: Annotated[
+        bool,
+        typer.Option(
+            "--sasl",
+            help="Take logins at the embedded broker too, and fill the secrets KAFKA_BROKERS, KAFKA_USERNAME "
+            "and KAFKA_PASSWORD.",
+        ),
+    ] = False,
+    env: Annotated[
+        list[str] | None,
+        typer.Option("--env", "-e", metavar="NAME=VALUE", help="A variable for every container; repeat it."),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Start the platform: Apache Kafka and the local deployer.
@@ -37,9 +51,10 @@ def up(
     from pelton_platform.supervisor.settings import SupervisorSettings
     from pelton_platform.supervisor.state import AlreadyRunning
 
-    settings = SupervisorSettings.of(
-        load_settings(bootstrap_servers=bootstrap_servers, port=port, namespace=namespace)
+    given = load_settings(
+        bootstrap_servers=bootstrap_servers, port=port, namespace=namespace, sasl=sasl or None
     )
+    settings = replace(SupervisorSettings.of(given), over=parse_pairs(env or []))
     try:
         if detach:
             from pelton_platform.supervisor.detached import start_detached

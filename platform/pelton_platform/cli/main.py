@@ -17,6 +17,8 @@ from pelton_platform.cli import (
     lifecycle,
     listing,
     logs,
+    variables,
+    vault,
 )
 from pelton_platform.cli import kafka as kafka_commands
 from pelton_platform.cli.console import EXIT_FAILED, complain
@@ -41,6 +43,8 @@ app.command("logs")(logs.logs)
 app.add_typer(calls.app)
 app.add_typer(creating.app)
 app.add_typer(images.app)
+app.add_typer(vault.app)
+app.add_typer(variables.app)
 app.command("doctor")(doctor.doctor)
 app.add_typer(kafka_commands.app)
 app.command("version")(listing.version)

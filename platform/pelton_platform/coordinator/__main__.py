@@ -11,6 +11,7 @@ from pathlib import Path
 from pelton_platform import telemetry
 from pelton_platform.coordinator.instance import EXIT_FAILED, Instance, drain_seconds
 from pelton_platform.coordinator.instance_file import InstanceFileError, read_instance_file
+from pelton_platform.redaction import Redactor
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -29,7 +30,7 @@ def main(arguments: list[str] | None = None) -> int:
     gc.collect()
     gc.freeze()
     gc.set_threshold(20_000, 20, 100)
-    telemetry.set_up("coordinator", level=file.log_level.upper())
+    telemetry.set_up("coordinator", level=file.log_level.upper(), redact=Redactor(file.secrets))
     return Instance(file, drain_s).run()
 
 

@@ -15,6 +15,7 @@ from typing import Any, Final
 
 from pelton.core.call import Failure
 from pelton.protocol.frames import FrameReader, ToExecutor, encode_write
+from pelton_platform.redaction import NOTHING, Redactor
 
 MAX_RAW_LINE_BYTES: Final = 16 * 1024
 """Longer lines on descriptors 1 and 2 are cut into lines of this length."""
@@ -49,6 +50,7 @@ class ExecutorSettings:
         log_level: level of the root logger of user code.
         code: SHA-256 hex of the verified code of a function that has no module, else "".
         exchange: folder by which large payloads go to and fro; None refuses them.
+        redact: takes the values of secrets out of what is written down.
         python: interpreter to run.
         root: files of the image by their absolute paths, "" for none.
         workdir: working folder that the image sets, "" for that of the sources.
@@ -69,6 +71,7 @@ class ExecutorSettings:
     log_level: str = "INFO"
     code: str = ""
     exchange: Path | None = None
+    redact: Redactor = NOTHING
     python: str = sys.executable
     root: str = ""
     workdir: str = ""

@@ -361,7 +361,8 @@ class ExecutorPool:
             return False
         elif kind == FromExecutor.BROKEN:
             kind_name, message, traceback, code, retriable = record[1]
-            executor.broken = Failure(kind_name, message, traceback, code, bool(retriable))
+            broken = Failure(kind_name, message, traceback, code, bool(retriable))
+            executor.broken = self._settings.redact.of_failure(broken)
             return False
         return True
 

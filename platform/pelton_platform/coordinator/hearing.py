@@ -8,6 +8,7 @@ from typing import Any, Final
 from pelton.core.call import Failure
 from pelton.protocol.frames import FromExecutor
 from pelton_platform.coordinator import relay
+from pelton_platform.redaction import NOTHING, Redactor
 
 _CHUNKS: Final = int(FromExecutor.CHUNKS)
 _OUTCOME: Final = int(FromExecutor.OUTCOME)
@@ -50,9 +51,9 @@ def _types(values: object, *kinds: type) -> bool:
     )
 
 
-def failure_of(parts: Sequence[Any] | None) -> Failure | None:
-    """A failure as an executor sends it."""
+def failure_of(parts: Sequence[Any] | None, redact: Redactor = NOTHING) -> Failure | None:
+    """A failure as an executor sends it, without the values of secrets."""
     if parts is None:
         return None
     kind, message, traceback, code, retriable = parts
-    return Failure(kind, message, traceback, code, retriable)
+    return redact.of_failure(Failure(kind, message, traceback, code, retriable))

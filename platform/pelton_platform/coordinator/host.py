@@ -131,6 +131,7 @@ class FunctionHost:
     """
 
     def __init__(self, spec: FunctionSpec, executors: ExecutorSettings, services: Services) -> None:
+        self._redact = executors.redact
         self.spec = spec
         self.slots = executors.slots
         self._container, self._instance = executors.container, executors.instance
@@ -360,6 +361,7 @@ class FunctionHost:
         lines: list[LogRecord] = []
         with self._turn:
             now, engine, placement = self._now_ms(), self._engine, self._placement
+            redact = self._redact
             for record in records:
                 kind = record[0]
                 if kind == _LOG and is_sound(record):
@@ -372,7 +374,7 @@ class FunctionHost:
                     self._services.counters.add("dropped_completions")
                 elif kind == _OUTCOME:
                     placement.over(record[1])
-                    engine.finished(now, record[1], record[2], failure_of(record[3]), record[4])
+                    engine.finished(now, record[1], record[2], failure_of(record[3], redact), record[4])
                 elif kind == _CHUNKS:
                     engine.chunks(now, record[1], record[2])
                 elif kind == _PARK:
@@ -381,7 +383,7 @@ class FunctionHost:
                     engine.unparked(now, record[1])
                 elif kind == _POISON:
                     placement.over(record[1])
-                    engine.poisoned(now, record[1], record[2])
+                    engine.poisoned(now, record[1], redact(record[2]))
             self._carry_out()
         if lines:
             self._services.output.write(lines)

@@ -36,6 +36,7 @@ from pelton_platform.coordinator.presence import Presence
 from pelton_platform.coordinator.relay import Relay
 from pelton_platform.coordinator.specs import NothingToServe, Served, check_code, read_specs
 from pelton_platform.coordinator.trimming import Trimmer
+from pelton_platform.redaction import Redactor
 
 DRAIN_VARIABLE: Final = "PELTON_DRAIN_SECONDS"
 """Environment variable with the seconds that running calls get after SIGTERM."""
@@ -108,6 +109,7 @@ class Instance:
     def __init__(self, file: InstanceFile, drain_s: float) -> None:
         self._file = file
         self._drain_s = drain_s
+        self._redact = Redactor(file.secrets)
         self._topics = Topics(file.namespace)
         self._counters = Counters(file.counters_path)
         self._clock = BrokerClock()
@@ -137,7 +139,9 @@ class Instance:
                     self._learn_time(voice, probe)
                 self._started_ms = self._clock.now_ms()
                 presence.say(self._status())
-                services = self._services(stack, producer, OutputLog(voice, self._topics, self._counters))
+                services = self._services(
+                    stack, producer, OutputLog(voice, self._topics, self._counters, self._redact)
+                )
                 container = self._served.container
                 self._hosts = [self._host(container, each, services) for each in self._served.functions]
                 for host in self._hosts:
@@ -237,7 +241,8 @@ class Instance:
             container=container.name,
             instance=self._file.instance,
             version=function.version,
-            env=self._file.env,
+            env={**self._file.env, **self._file.secrets},
+            redact=self._redact,
             log_level=self._file.log_level.upper(),
             code=function.code,
             exchange=self._file.exchange_path,

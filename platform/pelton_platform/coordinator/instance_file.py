@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Final
+from typing import IO, Any, Final
 
 from pelton.protocol.topics import check_name
 from pelton.transport.config import ConnectionConfig
@@ -34,7 +34,8 @@ class InstanceFile:
         security: further settings of the Kafka client; secret.
         key_file: file with the namespace key.
         store, store_options: object store of large payloads, "" for none; the options are secret.
-        env: environment of executors, secrets included.
+        env: environment of executors, without secrets.
+        secrets: values of secrets by variable, which stand in no file.
         log_level: one of `LOG_LEVELS`.
         python: interpreter of executors.
         root: folder with the files of the image by their absolute paths, "" for none.
@@ -53,6 +54,7 @@ class InstanceFile:
     store: str = ""
     store_options: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}), repr=False)
     env: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}), repr=False)
+    secrets: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}), repr=False)
     log_level: str = "info"
     python: str = sys.executable
     root: str = ""
@@ -81,8 +83,12 @@ class InstanceFile:
         return self.path.with_name(self.path.name + ".counters.json")
 
 
-def read_instance_file(path: Path) -> InstanceFile:
-    """Reads the file.
+def read_instance_file(path: Path, secrets: IO[str] = sys.stdin) -> InstanceFile:
+    """Reads the file, and the values of secrets if it says that there are some.
+
+    Args:
+        path: the file.
+        secrets: where the values are read from, a JSON object.
 
     Raises:
         InstanceFileError: it cannot be used; the message says what to do.
@@ -103,13 +109,13 @@ def read_instance_file(path: Path) -> InstanceFile:
     if not isinstance(data, dict):
         raise InstanceFileError(f"the instance file {path} holds no JSON object")
     try:
-        return _instance(path, data)
+        return _instance(path, data, secrets)
     except (KeyError, ValueError) as error:
         what = f"{error.args[0]!r} is missing" if isinstance(error, KeyError) else str(error)
         raise InstanceFileError(f"the instance file {path}: {what}") from error
 
 
-def _instance(path: Path, data: Mapping[str, Any]) -> InstanceFile:
+def _instance(path: Path, data: Mapping[str, Any], secrets: IO[str]) -> InstanceFile:
     level = _text(data, "log_level", "info").lower()
     if level not in LOG_LEVELS:
         raise ValueError(f"log_level is {level!r}; it is one of {', '.join(LOG_LEVELS)}")
@@ -125,6 +131,7 @@ def _instance(path: Path, data: Mapping[str, Any]) -> InstanceFile:
         store=str(data.get("store") or ""),
         store_options=_texts(data, "store_options"),
         env=_texts(data, "env"),
+        secrets=_texts({"secrets": json.load(secrets)}, "secrets") if data.get("secrets") else {},
         log_level=level,
         python=_text(data, "python", sys.executable),
         root=str(data.get("root") or ""),

@@ -14,6 +14,7 @@ from pelton.protocol.topics import Control, Topics
 from pelton.transport.kafka.producer import RecordProducer
 from pelton.transport.log import KafkaFailure
 from pelton_platform.coordinator.counters import Counters
+from pelton_platform.redaction import NOTHING, Redactor
 
 MAX_WAITING: Final = 5_000
 """Lines waiting for acknowledgement; output must never take the room that results need."""
@@ -26,9 +27,13 @@ class OutputLog:
         producer: sends.
         topics: names in the namespace.
         counters: gets `log_lines` and `log_lines_dropped`.
+        redact: takes the values of secrets out of them.
     """
 
-    def __init__(self, producer: RecordProducer, topics: Topics, counters: Counters) -> None:
+    def __init__(
+        self, producer: RecordProducer, topics: Topics, counters: Counters, redact: Redactor = NOTHING
+    ) -> None:
+        self._redact = redact
         self._producer = producer
         self._topic = topics.control(Control.LOGS)
         self._counters = counters
@@ -50,7 +55,10 @@ class OutputLog:
             self._send(record, missing)
 
     def _send(self, record: LogRecord, missing: int) -> None:
-        line = replace(record, dropped=record.dropped + missing) if missing else record
+        fields = tuple((self._redact(name), self._redact(text)) for name, text in record.fields)
+        line = replace(
+            record, text=self._redact(record.text), fields=fields, dropped=record.dropped + missing
+        )
         try:
             self._producer.send(
                 self._topic,

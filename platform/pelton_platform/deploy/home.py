@@ -77,8 +77,23 @@ class Home:
 
     @property
     def secrets_file(self) -> Path:
-        """Values that `Secret.from_env` captured."""
+        """Values of secrets, encrypted."""
         return self.root / "secrets.json"
+
+    @property
+    def secrets_key_file(self) -> Path:
+        """The keys by which they are, the one in use first."""
+        return self.root / "secrets.key"
+
+    @property
+    def secrets_lock(self) -> Path:
+        """Held by whoever changes secrets."""
+        return self.run / "secrets.lock"
+
+    @property
+    def env_file(self) -> Path:
+        """Variables of all containers that were set by command."""
+        return self.root / "env.json"
 
     @property
     def broker(self) -> Path:

@@ -5,22 +5,24 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import secrets
 import shutil
 import signal
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from secrets import token_hex
 from typing import Any
 
 from pelton.core.spec import ContainerSpec
 from pelton.transport.config import ConnectionConfig
 from pelton_platform import process, telemetry
+from pelton_platform.deploy.default_env import default_environment
 from pelton_platform.deploy.environments import Environment
 from pelton_platform.deploy.home import HOME_VARIABLE, Home, HomeError, read_json, write_json
 from pelton_platform.deploy.images import image_environment, working_folder
+from pelton_platform.deploy.secret_store import hand_over
 
 INSTANCE_VARIABLE = "PELTON_INSTANCE"
 DRAIN_VARIABLE = "PELTON_DRAIN_SECONDS"
@@ -53,7 +55,8 @@ class Surroundings:
     Attributes:
         home: The home folder.
         config: How to reach Kafka.
-        env: Default variables of containers.
+        env: Default variables of containers by the settings.
+        over: Those that the command line gave, which win.
         drain_s: Seconds a stopping instance may take.
         log_level: Least level of the instance's own log lines.
     """
@@ -63,6 +66,7 @@ class Surroundings:
     env: Mapping[str, str]
     drain_s: float
     log_level: str = "INFO"
+    over: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(slots=True)
@@ -105,20 +109,22 @@ def start(
         OSError: The process cannot be started, or its files cannot be written.
     """
     home = surroundings.home
-    instance = f"{spec.name}-{secrets.token_hex(3)}"
+    instance = f"{spec.name}-{token_hex(3)}"
     folder = home.instances / instance
     folder.mkdir(mode=0o700, parents=True)
     try:
         config = folder / "instance.json"
-        write_json(config, instance_settings(spec, instance, surroundings, environment, secret_values))
+        settings = instance_settings(spec, instance, surroundings, environment)
+        write_json(config, settings | {"secrets": bool(secret_values)})
         module = "pelton_platform.deploy.program" if spec.entrypoint else "pelton_platform.coordinator"
         log = log_file(home, spec.name, instance)
         log.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        with log.open("ab") as output:
+        with log.open("ab") as output, _handed_over(secret_values) as secrets_in:
             child = process.spawn(
                 [sys.executable, "-m", module, "--instance", str(config)],
                 env=_process_environment(surroundings, instance),
                 cwd=folder,
+                stdin=secrets_in,
                 stdout=output,
                 stderr=subprocess.STDOUT,
             )
@@ -141,11 +147,11 @@ def instance_settings(
     instance: str,
     surroundings: Surroundings,
     environment: Environment,
-    secret_values: Mapping[str, str],
 ) -> dict[str, Any]:
     """Return what an instance is told in its file."""
     home, config = surroundings.home, surroundings.config
-    env = {**surroundings.env, **image_environment(spec.image), **dict(spec.env), **secret_values}
+    defaults = default_environment(home, surroundings.env, surroundings.over)
+    env = {**defaults, **image_environment(spec.image), **dict(spec.env)}
     # Bundles are read-only and shared: compiled Python goes elsewhere.
     env.setdefault("PYTHONPYCACHEPREFIX", str(home.pycache))
     env[INSTANCE_VARIABLE] = instance
@@ -174,6 +180,19 @@ def instance_settings(
         settings["drain_s"] = surroundings.drain_s
         settings["log"] = str(log_file(home, spec.name, instance))
     return settings
+
+
+@contextlib.contextmanager
+def _handed_over(values: Mapping[str, str]) -> Iterator[int]:
+    """Give what an instance reads the values of its secrets from: they stand in no file."""
+    if not values:
+        yield subprocess.DEVNULL
+        return
+    handle = hand_over(values)
+    try:
+        yield handle
+    finally:
+        os.close(handle)
 
 
 def _variables_of(environment: Environment, environ: Mapping[str, str]) -> dict[str, str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import sys
 import traceback
@@ -40,7 +41,8 @@ def load_definitions(file: Path) -> Collected:
     sys.path.insert(0, str(file.parent))
     sys.modules[name] = module
     try:
-        with collecting(name) as collection:
+        # What the file prints is for people: commands keep standard output for what they say themselves.
+        with collecting(name) as collection, contextlib.redirect_stdout(sys.stderr):
             _run(module, spec.loader, file)
             collected = collection.result()
     finally:

@@ -14,7 +14,7 @@ from pelton.protocol.signing import Keyring
 from pelton_platform import process, telemetry
 from pelton_platform.deploy import bundles, instances
 from pelton_platform.deploy.environments import Environment, Environments
-from pelton_platform.deploy.home import HomeError, read_json
+from pelton_platform.deploy.home import HomeError
 from pelton_platform.deploy.instances import Running, Surroundings
 from pelton_platform.deploy.plan import Crashes, Kill, Live, Start, Workload, after_exit, backoff_ms, plan
 from pelton_platform.deploy.port import (
@@ -24,6 +24,7 @@ from pelton_platform.deploy.port import (
     ContainerState,
     InstanceState,
 )
+from pelton_platform.deploy.secret_store import SecretError, SecretStore
 
 _log = telemetry.get_logger(__name__)
 _LAST_WORDS = 300
@@ -62,6 +63,7 @@ class LocalDeployer:
         self._running: dict[str, Running] = {}
         self._live: dict[str, Live] = {}
         self._environments = Environments(surroundings.home)
+        self._secrets = SecretStore(surroundings.home)
         self._building: dict[str, threading.Thread] = {}
         self._notes: dict[str, tuple[str, ...]] = {}
         for found in instances.find_running(surroundings.home):
@@ -214,9 +216,9 @@ class LocalDeployer:
             environment = self._environment(spec)
             if environment is None:
                 return
-            values = self._secret_values(spec)
+            values = self._secrets.values_for(spec.name, spec.secrets)
             running = instances.start(spec, self._surroundings, environment, values)
-        except (OSError, HomeError) as error:
+        except (OSError, HomeError, SecretError) as error:
             self._count_crash(spec.name, spec.version, f"it cannot be started: {error}")
             return
         self._hold(running)
@@ -248,15 +250,6 @@ class LocalDeployer:
         finally:
             with self._lock:
                 del self._building[spec.name]
-
-    def _secret_values(self, spec: ContainerSpec) -> dict[str, str]:
-        if not spec.secrets:
-            return {}
-        stored = (read_json(self._surroundings.home.secrets_file) or {}).get(spec.name, {})
-        missing = [ref.name for ref in spec.secrets if ref.env not in stored]
-        if missing:
-            raise HomeError(f"the values of {', '.join(missing)} are not on this machine; deploy again")
-        return {ref.env: str(stored[ref.env]) for ref in spec.secrets}
 
     def _hold(self, running: Running) -> None:
         now_ms = self._now_ms()

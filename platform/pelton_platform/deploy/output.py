@@ -92,8 +92,23 @@ class BoundedFile:
         self._file.close()
 
 
-def pump(stream: IO[bytes], source: str, keep: Callable[[bytes], object], lines: LineQueue) -> None:
-    """Read a stream to its end: every byte is kept, every line put into the queue, long ones in pieces."""
-    while data := stream.readline(MAX_LINE_BYTES):
+def pump(
+    stream: IO[bytes],
+    source: str,
+    keep: Callable[[bytes], object],
+    lines: LineQueue,
+    redact: Callable[[bytes], bytes] = bytes,
+) -> None:
+    """Read a stream to its end: every byte is kept, every line put into the queue, long ones in pieces.
+
+    Args:
+        stream: What is read.
+        source: `stdout` or `stderr`.
+        keep: Gets all of it.
+        lines: Gets it line by line.
+        redact: Takes out what must not be written down.
+    """
+    while line := stream.readline(MAX_LINE_BYTES):
+        data = redact(line)
         keep(data)
         lines.put(source, data.decode("utf-8", "replace").rstrip("\r\n"))

@@ -16,6 +16,7 @@ from typing import IO, Any
 from pelton_platform import process
 from pelton_platform.deploy import image_root
 from pelton_platform.deploy.output import BoundedFile, LineQueue, pump
+from pelton_platform.redaction import Redactor
 
 STATUS_INTERVAL_S = 2.0
 _FLUSH_S = 5.0
@@ -28,6 +29,8 @@ class Program:
         self._settings = settings
         self._lines = LineQueue()
         self._kept = BoundedFile(Path(settings["log"]))
+        self._secrets: dict[str, str] = json.load(sys.stdin) if settings.get("secrets") else {}
+        self._redact = Redactor(self._secrets)
         self._told_to_end = threading.Event()
         self._over = threading.Event()
         self._child: subprocess.Popen[bytes] | None = None
@@ -41,7 +44,7 @@ class Program:
         try:
             self._child = child = process.spawn(
                 command,
-                env=settings["env"],
+                env={**settings["env"], **self._secrets},
                 cwd=folder,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
@@ -70,7 +73,10 @@ class Program:
         if stream is None:
             raise RuntimeError("a program is started with pipes")
         thread = threading.Thread(
-            target=pump, args=(stream, source, self._kept.write, self._lines), name=source, daemon=True
+            target=pump,
+            args=(stream, source, self._kept.write, self._lines, self._redact.of_bytes),
+            name=source,
+            daemon=True,
         )
         thread.start()
         return thread

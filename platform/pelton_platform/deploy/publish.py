@@ -18,7 +18,7 @@ from pelton.errors import DeployError
 from pelton.loading import Collected
 from pelton.protocol.signing import Keyring
 from pelton.protocol.topics import Topics
-from pelton.secret import captured
+from pelton.secret import SecretSource, captured
 from pelton.transport.config import ConnectionConfig
 from pelton.transport.kafka.admin import Admin
 from pelton.transport.kafka.clock import BrokerClock
@@ -27,10 +27,11 @@ from pelton_platform.deploy import bundles
 from pelton_platform.deploy.backlog import input_places
 from pelton_platform.deploy.bundles import Bundle
 from pelton_platform.deploy.environments import Environments
-from pelton_platform.deploy.home import Home, exclusive, read_json, write_json
+from pelton_platform.deploy.home import Home, exclusive, read_json
 from pelton_platform.deploy.interpreters import find as find_python
 from pelton_platform.deploy.interpreters import this_python
 from pelton_platform.deploy.registry import Registry, RegistryWriter
+from pelton_platform.deploy.secret_store import SecretStore
 from pelton_platform.deploy.sources import Source
 
 CREATED = "created"
@@ -133,6 +134,7 @@ class Publisher:
         self._home = home
         self._tell = tell
         self._environments = Environments(home)
+        self._secrets = SecretStore(home)
         self._limit_bytes = limit_bytes
         self._topics = Topics(config.namespace)
         self._keyring = Keyring.load(config.key_file or home.key_file(config.namespace))
@@ -180,7 +182,7 @@ class Publisher:
             bundle = bundles.store(source, self._home.bundles, self._keyring, self._limit_bytes)
             outcome.bundle = bundle.digest
             self._registry.wait_end(_READ_S, refresh=True)
-            fresh_secrets = self._changed_secrets(values)
+            fresh_secrets = self._secrets.changed(values)
             code = {} if dry_run else self._store_code(source)
             plan = self._plan(source, collected, bundle, fresh_secrets, code)
             outcome.changes = list(plan.changes)
@@ -189,23 +191,31 @@ class Publisher:
                 if bundle.new:
                     bundles.remove(bundle.digest, self._home.bundles)
             elif outcome.changed or plan.removed:
-                self._write(plan, values, outcome)
+                self._secrets.keep(values, _stored_names(collected))
+                self._write(plan, outcome)
         return outcome
 
     # --- checks ---
 
     def _check(self, collected: Collected, outcome: Outcome) -> dict[str, dict[str, str]]:
-        """Refuse what cannot run here; return the captured secrets by container."""
+        """Refuse what cannot run here; return the values of secrets by container."""
         if not collected.functions and not collected.containers:
             raise DeployError(f"{outcome.file} defines nothing to deploy")
         for container in collected.not_run:
             outcome.warnings.append(
                 f"container {container.name!r} is defined and not deployed: its `.run()` was not reached"
             )
-        values: dict[str, dict[str, str]] = {}
-        for container in collected.containers:
-            values[container.name] = captured(f"container {container.name!r}", container.secrets)
-        return values
+        values = {
+            container.name: captured(f"container {container.name!r}", container.secrets)
+            for container in collected.containers
+        }
+        stored = self._secrets.resolve(
+            {
+                container.name: [one.ref for one in container.secrets if one.source is SecretSource.STORE]
+                for container in collected.containers
+            }
+        )
+        return {name: mine | stored[name] for name, mine in values.items()}
 
     def _prepare_image(
         self, container: Container, source: Source, outcome: Outcome, *, strict_python: bool
@@ -232,11 +242,6 @@ class Publisher:
             self._environments.keep_files(image, source.folder)
             environment = self._environments.build(image, what, self._tell)
         outcome.warnings += [f"{what}: {note}" for note in (environment.notes if environment else ())]
-
-    def _changed_secrets(self, values: Mapping[str, Mapping[str, str]]) -> set[str]:
-        """Containers whose captured values differ from those kept: they are not in the specs."""
-        kept = read_json(self._home.secrets_file) or {}
-        return {name for name, mine in values.items() if dict(mine) != kept.get(name, {})}
 
     def _store_code(self, source: Source) -> dict[str, str]:
         """Keep the code of functions without a module; returns the digests by function."""
@@ -329,7 +334,7 @@ class Publisher:
 
     # --- writing ---
 
-    def _write(self, plan: Plan, values: Mapping[str, dict[str, str]], outcome: Outcome) -> None:
+    def _write(self, plan: Plan, outcome: Outcome) -> None:
         functions = {name: plan.functions[name] for name in sorted(plan.of("function"))}
         containers = {name: plan.containers[name] for name in sorted(plan.of("container"))}
         known, _, _ = self._registry.snapshot()
@@ -343,7 +348,6 @@ class Publisher:
         for name, spec in functions.items():
             if name not in known:
                 self._commit_nothing_ran(spec)
-        self._keep_secrets(values)
         self._writer.write_specs(functions, containers, _WRITE_S, removed=plan.removed)
 
     def _commit_nothing_ran(self, spec: FunctionSpec) -> None:
@@ -356,12 +360,6 @@ class Publisher:
         self._admin.commit_for_idle_group(
             group, {place: (starts[place][0], initial_metadata()) for place in fresh}
         )
-
-    def _keep_secrets(self, values: Mapping[str, dict[str, str]]) -> None:
-        kept = read_json(self._home.secrets_file) or {}
-        merged = {name: mine for name, mine in {**kept, **values}.items() if mine}
-        if merged != kept:
-            write_json(self._home.secrets_file, merged)
 
     def _lock(self) -> _DeployLock:
         return _DeployLock(self._home.deploy_lock)
@@ -391,6 +389,16 @@ class _DeployLock:
 
     def __exit__(self, *_: object) -> None:
         self._held.__exit__(None, None, None)
+
+
+def _stored_names(collected: Collected) -> dict[str, dict[str, str]]:
+    """The names of the stored secrets of containers, by container and variable."""
+    return {
+        container.name: {
+            secret.env: secret.name for secret in container.secrets if secret.source is SecretSource.STORE
+        }
+        for container in collected.containers
+    }
 
 
 def _settle(kind: str, old: Any, new: Any, changes: list[Change], *, anew: bool = False) -> Any:

@@ -68,7 +68,12 @@ class Deployer:
         self._started_ms = 0
         self._written: dict[str, Any] = {}
         surroundings = Surroundings(
-            settings.home, settings.config, settings.env, settings.drain_ms / 1000, settings.log_level
+            settings.home,
+            settings.config,
+            settings.env,
+            settings.drain_ms / 1000,
+            settings.log_level,
+            settings.over,
         )
         self._port: LocalDeployer = LocalDeployer(surroundings, self._keyring, on_end=self._note_end)
         # Instances of a deployer before this one were needed until now, as far as anybody knows.

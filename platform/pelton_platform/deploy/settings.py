@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ class DeployerSettings:
         home: The home folder.
         config: How to reach Kafka.
         env: Default variables of containers.
+        over: Those that the command line gave, which win over those set by `pelton env`.
         keep_warm_ms: How long an instance stays after it was last needed.
         drain_ms: How long a stopping instance may take.
         log_level: Least level of its own log lines and those of instances.
@@ -30,6 +31,7 @@ class DeployerSettings:
     keep_warm_ms: int
     drain_ms: int
     log_level: str = "INFO"
+    over: Mapping[str, str] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         """Return plain data for the file that the deployer reads."""
@@ -45,6 +47,7 @@ class DeployerSettings:
             "keep_warm_ms": self.keep_warm_ms,
             "drain_ms": self.drain_ms,
             "log_level": self.log_level,
+            "over": dict(self.over),
         }
 
     @classmethod
@@ -60,4 +63,12 @@ class DeployerSettings:
             store=data["store"],
             store_options=data["store_options"],
         )
-        return cls(Home(home), config, data["env"], data["keep_warm_ms"], data["drain_ms"], data["log_level"])
+        return cls(
+            Home(home),
+            config,
+            data["env"],
+            data["keep_warm_ms"],
+            data["drain_ms"],
+            data["log_level"],
+            data["over"],
+        )

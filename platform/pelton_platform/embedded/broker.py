@@ -93,6 +93,7 @@ class EmbeddedKafka:
         build_archive: bool = True,
         installation: Installation | None = None,
         java_flags: Sequence[str] = (),
+        sasl_port: int = 0,
     ) -> None:
         """Describe a broker; nothing is started or written yet.
 
@@ -111,6 +112,7 @@ class EmbeddedKafka:
             build_archive: Build the class-data archive in the background when there is none.
             installation: What `resolve` returned, if the caller has it already.
             java_flags: Further flags for the virtual machine; they win over those it gets anyway.
+            sasl_port: Port for clients that log in; 0 for none. `Admin.set_login` makes logins.
         """
         self._temporary = data_dir is None
         self._data_dir = None if data_dir is None else Path(data_dir).expanduser().absolute()
@@ -125,6 +127,7 @@ class EmbeddedKafka:
         self._build_archive = build_archive
         self._installation = installation
         self._java_flags = tuple(java_flags)
+        self._sasl_port = sasl_port
         self._child: subprocess.Popen[bytes] | None = None
         self._identity: process.ProcessIdentity | None = None
         self._builder: archive.Builder | None = None
@@ -284,7 +287,11 @@ class EmbeddedKafka:
 
     def _properties(self, port: int, controller_port: int) -> dict[str, str]:
         return broker_properties(
-            host=HOST, port=port, controller_port=controller_port, overrides=self._config
+            host=HOST,
+            port=port,
+            controller_port=controller_port,
+            overrides=self._config,
+            sasl_port=self._sasl_port,
         )
 
     def _start_on_a_port(self, installation: Installation, deadline: float) -> None:

@@ -27,6 +27,8 @@ RESERVED = frozenset(
 )
 
 _MIB = 1024 * 1024
+_SCRAM = "org.apache.kafka.common.security.scram.ScramLoginModule required;"
+_PROTOCOLS = "CONTROLLER:PLAINTEXT,PLAINTEXT:PLAINTEXT,SASL_PLAINTEXT:SASL_PLAINTEXT"
 _DEFAULTS: Mapping[str, str] = {
     # One broker.
     "default.replication.factor": "1",
@@ -73,7 +75,7 @@ _DEFAULTS: Mapping[str, str] = {
 
 
 def broker_properties(
-    *, host: str, port: int, controller_port: int, overrides: Mapping[str, str]
+    *, host: str, port: int, controller_port: int, overrides: Mapping[str, str], sasl_port: int = 0
 ) -> dict[str, str]:
     """Return the settings of a combined broker and controller on loopback.
 
@@ -82,6 +84,7 @@ def broker_properties(
         port: Port for clients.
         controller_port: Port on which the broker reaches its own controller.
         overrides: Broker settings that win over the defaults here.
+        sasl_port: Port for clients that log in; 0 for none.
 
     Raises:
         EmbeddedKafkaError: `overrides` names a setting that only this module can set.
@@ -92,17 +95,26 @@ def broker_properties(
             f"config= cannot set {', '.join(refused)}: the embedded broker sets it itself; "
             "use port= and data_dir=, or run your own Apache Kafka and name it with --bootstrap-servers"
         )
+    listeners = [f"PLAINTEXT://{host}:{port}"]
+    sasl: dict[str, str] = {}
+    if sasl_port:
+        listeners.append(f"SASL_PLAINTEXT://{host}:{sasl_port}")
+        sasl = {
+            "sasl.enabled.mechanisms": "SCRAM-SHA-256",
+            "listener.name.sasl_plaintext.scram-sha-256.sasl.jaas.config": _SCRAM,
+        }
     return {
         **_DEFAULTS,
+        **sasl,
         **{key: str(value) for key, value in overrides.items()},
         "process.roles": "broker,controller",
         "node.id": str(NODE_ID),
         "controller.quorum.voters": f"{NODE_ID}@{host}:{controller_port}",
         "controller.listener.names": "CONTROLLER",
         "inter.broker.listener.name": "PLAINTEXT",
-        "listeners": f"PLAINTEXT://{host}:{port},CONTROLLER://{host}:{controller_port}",
-        "advertised.listeners": f"PLAINTEXT://{host}:{port}",
-        "listener.security.protocol.map": "CONTROLLER:PLAINTEXT,PLAINTEXT:PLAINTEXT",
+        "listeners": ",".join([*listeners, f"CONTROLLER://{host}:{controller_port}"]),
+        "advertised.listeners": ",".join(listeners),
+        "listener.security.protocol.map": _PROTOCOLS,
         # Relative to the folder that the broker starts in: the setting is a list, a path may hold a comma.
         "log.dirs": RECORDS_FOLDER,
     }

@@ -140,7 +140,9 @@ def check_home(around: Surroundings) -> Iterator[Finding]:
     key = around.settings.key_file or home.key_file(around.settings.namespace)
     if key.exists():
         Keyring.load(key)
-    private = [path for path in (home.secrets_file, home.context_file) if path.exists()]
+    private = [
+        path for path in (home.secrets_file, home.secrets_key_file, home.context_file) if path.exists()
+    ]
     public = [path for path in private if path.stat().st_mode & 0o077]
     if public:
         names = " ".join(map(str, public))

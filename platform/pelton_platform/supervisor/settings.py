@@ -27,6 +27,8 @@ class SupervisorSettings:
         store: Object store of large payloads; "" for a folder in the home folder.
         store_options: Further settings of the store; may be secret.
         env: Default variables of containers.
+        over: Those that the command line gave, which win.
+        sasl: Whether the embedded broker takes logins too.
         keep_warm_ms: How long an instance stays after it was last needed.
         drain_ms: How long a stopping instance may take.
         log_level: Least level of log lines.
@@ -42,6 +44,8 @@ class SupervisorSettings:
     store: str = ""
     store_options: Mapping[str, str] = field(default_factory=dict)
     env: Mapping[str, str] = field(default_factory=dict)
+    over: Mapping[str, str] = field(default_factory=dict)
+    sasl: bool = False
     keep_warm_ms: int = 30_000
     drain_ms: int = 30_000
     log_level: str = "INFO"
@@ -60,6 +64,7 @@ class SupervisorSettings:
             store=settings.store,
             store_options=settings.store_options,
             env=settings.env,
+            sasl=settings.sasl,
             keep_warm_ms=round(settings.keep_warm.total_seconds() * 1000),
             drain_ms=round(settings.drain.total_seconds() * 1000),
             log_level=settings.log_level,
@@ -78,6 +83,8 @@ class SupervisorSettings:
             "store": self.store,
             "store_options": dict(self.store_options),
             "env": dict(self.env),
+            "over": dict(self.over),
+            "sasl": self.sasl,
             "keep_warm_ms": self.keep_warm_ms,
             "drain_ms": self.drain_ms,
             "log_level": self.log_level,

@@ -28,9 +28,18 @@ from pelton_platform.deploy.home import (
     read_json,
     write_json,
 )
+from pelton_platform.deploy.secret_store import SecretStore
 from pelton_platform.deploy.settings import DeployerSettings
 from pelton_platform.embedded import EmbeddedKafka
 from pelton_platform.supervisor import state as states
+from pelton_platform.supervisor.logins import (
+    BROKERS,
+    MECHANISM,
+    PASSWORD,
+    USERNAME,
+    choose_port,
+    provide_login,
+)
 from pelton_platform.supervisor.settings import SupervisorSettings
 from pelton_platform.supervisor.state import AlreadyRunning, PlatformState
 from pelton_platform.supervisor.view import describe_changes
@@ -77,6 +86,7 @@ class Supervisor:
         self._state: PlatformState | None = None
         self._restarts: dict[str, tuple[int, float]] = {}
         self._due: dict[str, float] = {}
+        self._sasl_port = 0
 
     def __enter__(self) -> Supervisor:
         """Return the supervisor."""
@@ -116,6 +126,10 @@ class Supervisor:
         key_file = self._key()
         embedded = self._settings.bootstrap_servers is None
         port = self._choose_port() if embedded else 0
+        if self._settings.sasl:
+            if not embedded:
+                raise SupervisorError("logins are made at the embedded broker alone: leave out --sasl")
+            self._sasl_port = choose_port(SecretStore(home))
         self._config = ConnectionConfig(
             bootstrap_servers=self._settings.bootstrap_servers or f"{process.LOOPBACK}:{port}",
             namespace=self._settings.namespace,
@@ -139,6 +153,8 @@ class Supervisor:
         self._start_deployer()
         if embedded:
             self._start_broker(port)
+            if self._sasl_port:
+                self._provide_login()
         else:
             self._reach()
         self._await_deployer(began)
@@ -191,11 +207,23 @@ class Supervisor:
             port=port,
             progress=self._tell,
             config={"offsets.retention.minutes": str(_OFFSETS_RETENTION_MINUTES)},
+            sasl_port=self._sasl_port,
             java_flags=self._settings.java_flags.split(),
         )
         self._broker.start()
         self._note_pids()
         self._tell(f"Apache Kafka at {self._broker.bootstrap_servers} ({time.monotonic() - began:.1f} s)")
+
+    def _provide_login(self) -> None:
+        admin = Admin(self._connection())
+        try:
+            username = provide_login(SecretStore(self._home), admin, self._sasl_port)
+        finally:
+            admin.close()
+        self._tell(
+            f"logins ({MECHANISM}) at {process.LOOPBACK}:{self._sasl_port}; that of {username} is in the "
+            f"secrets {BROKERS}, {USERNAME} and {PASSWORD}"
+        )
 
     def _reach(self) -> None:
         config = self._connection()
@@ -215,6 +243,7 @@ class Supervisor:
             settings.keep_warm_ms,
             settings.drain_ms,
             settings.log_level,
+            settings.over,
         )
         write_json(home.deployer_config, told.to_json())
         log = home.logs / "deployer.log"

@@ -9,6 +9,7 @@ from typing import Any, Final, NamedTuple, TypeVar
 
 from confluent_kafka import KafkaError, KafkaException, TopicPartition
 from confluent_kafka.admin import AdminClient
+from confluent_kafka.admin._scram import ScramCredentialInfo, ScramMechanism, UserScramCredentialUpsertion
 from confluent_kafka.cimpl import NewTopic
 
 from pelton.errors import TransportError
@@ -28,6 +29,7 @@ CREATE_TIMEOUT_S: Final = 60.0
 """How long creating topics may take: a small busy broker makes the logs of many partitions one by one."""
 
 _ASK_AGAIN_S: Final = 0.1
+_SCRAM_ITERATIONS: Final = 8192  # what Kafka's own tool takes
 Answer = TypeVar("Answer")
 
 
@@ -92,6 +94,13 @@ class Admin:
         # Leaders are named before their logs are there: an answered question about offsets proves the logs.
         self.ends([(plan.name, number) for plan in plans for number in range(plan.partitions)], timeout_s)
         return created
+
+    def set_login(self, username: str, password: str, timeout_s: float = TIMEOUT_S) -> None:
+        """Makes a login for SCRAM-SHA-256, or gives it another password; the broker keeps a salted hash."""
+        info = ScramCredentialInfo(ScramMechanism.SCRAM_SHA_256, _SCRAM_ITERATIONS)
+        wanted = UserScramCredentialUpsertion(username, info, password=password.encode())
+        for future in self._client.alter_user_scram_credentials([wanted]).values():
+            self._answer("making a login", future, timeout_s)
 
     def delete_topics(self, names: Sequence[str], timeout_s: float = TIMEOUT_S) -> None:
         """Deletes topics; those that do not exist are passed over."""
