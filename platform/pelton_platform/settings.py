@@ -84,6 +84,10 @@ class PeltonSettings(Struct, frozen=True, kw_only=True):
         dict[str, str],
         Meta(description="Settings of the object store by obstore's names, `endpoint`: `[store_options]`."),
     ] = field(default_factory=dict)
+    deploy: Annotated[
+        list[str],
+        Meta(description="Files that `pelton deploy` takes when none is named, relative to `pelton.toml`."),
+    ] = field(default_factory=list)
     sasl: Annotated[
         bool,
         Meta(description="Whether the embedded broker takes logins (SCRAM) on a second port: `--sasl`."),
@@ -157,6 +161,18 @@ def find_settings_file(folder: Path) -> Path | None:
         if (candidate / SETTINGS_FILE).is_file():
             return candidate / SETTINGS_FILE
     return None
+
+
+def files_to_deploy(path: Path) -> list[str]:
+    """Return the files that a `pelton.toml` lists for deploys.
+
+    Raises:
+        SettingsError: It cannot be read, or lists something else.
+    """
+    try:
+        return list(msgspec.convert(_from_file(path).get("deploy", []), list[str]))
+    except msgspec.ValidationError as error:
+        raise SettingsError(f"the setting 'deploy' in {path} is a list of files: {error}") from error
 
 
 def kafka_variables(environ: Mapping[str, str]) -> dict[str, str]:

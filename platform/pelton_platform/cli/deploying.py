@@ -16,7 +16,13 @@ if TYPE_CHECKING:
 
 
 def deploy(
-    file: Annotated[Path, typer.Argument(help="A Python file that defines functions or containers.")],
+    files: Annotated[
+        list[Path] | None,
+        typer.Argument(
+            metavar="[FILE|FOLDER]...",
+            help="Python files that define functions or containers, or folders with such files.",
+        ),
+    ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Check and compare only; nothing is written.")
     ] = False,
@@ -27,36 +33,54 @@ def deploy(
         bool,
         typer.Option("--strict-python", help="Refuse images whose Python this machine does not have."),
     ] = False,
+    force: Annotated[
+        bool,
+        typer.Option("--force", help="Also when a new signature does not fit calls that wait: those fail."),
+    ] = False,
     as_json: Json = False,
 ) -> None:
-    """Deploy the functions and containers of a file.
+    """Deploy the functions and containers of files.
 
-    A file that has not changed changes nothing. The exit code is 1 when it is refused, and when a container
-    that should run does not.
+    Of a folder those are taken that its pelton.toml lists under `deploy`, else all that define something;
+    without a word those of the nearest pelton.toml. All are loaded before the first one is deployed. A file
+    that has not changed changes nothing. The exit code is 1 when one is refused, and when a container that
+    should run does not.
     """
     from pelton.transport.config import find_context, home_folder
     from pelton_platform.deploy.home import Home
-    from pelton_platform.deploy.loading import load_definitions
+    from pelton_platform.deploy.projects import load_all
     from pelton_platform.deploy.publish import READY_S, Publisher, fails
     from pelton_platform.deploy.sources import of_file
     from pelton_platform.settings import load_settings
 
     config = find_context()
     home = Home(config.home or home_folder())
-    file = file.absolute()
-    collected = load_definitions(file)
+    loaded = load_all(files or [])
     limit = load_settings().bundle_limit_mib * 1024 * 1024
+    outcomes = []
     with Publisher(config, home, limit, tell=tell) as publisher:
-        outcome = publisher.deploy(of_file(file), collected, dry_run=dry_run, strict_python=strict_python)
-    for warning in outcome.warnings:
-        warn(warning)
-    if not dry_run:
-        outcome.states = _await(home, outcome, READY_S if wait else 0.0)
+        for one in loaded:
+            with one.in_place():
+                outcome = publisher.deploy(
+                    of_file(one.file),
+                    one.collected,
+                    dry_run=dry_run,
+                    strict_python=strict_python,
+                    force=force,
+                )
+            for warning in outcome.warnings:
+                warn(warning)
+            outcomes.append(outcome)
+    for outcome in outcomes:
+        if not dry_run:
+            outcome.states = _await(home, outcome, READY_S if wait else 0.0)
+        if not as_json:
+            _show(outcome)
     if as_json:
-        print_json({**asdict(outcome), "changed": outcome.changed})
-    else:
-        _show(outcome)
-    if wait and any(fails(state) for state in outcome.states.values()):
+        reports = [{**asdict(outcome), "changed": outcome.changed} for outcome in outcomes]
+        single = files is not None and len(files) == 1 and not files[0].is_dir()
+        print_json(reports[0] if single else {"files": reports})
+    if wait and any(fails(state) for outcome in outcomes for state in outcome.states.values()):
         raise typer.Exit(EXIT_FAILED)
 
 

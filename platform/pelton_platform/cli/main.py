@@ -11,6 +11,7 @@ from pelton_platform.cli import (
     calls,
     cancelling,
     creating,
+    deleting,
     deploying,
     doctor,
     images,
@@ -35,6 +36,7 @@ app = typer.Typer(
 app.command("up")(lifecycle.up)
 app.command("down")(lifecycle.down)
 app.command("deploy")(deploying.deploy)
+app.command("delete")(deleting.delete)
 app.command("call")(calling.call)
 app.command("cancel")(cancelling.cancel)
 app.command("functions")(listing.functions)

@@ -6,16 +6,20 @@ import contextlib
 import json
 import os
 import tempfile
+import threading
+import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pelton.errors import PeltonError
+from pelton.errors import DeployError, PeltonError
 
 HOME_VARIABLE = "PELTON_PLATFORM_HOME"
 """Every process that a platform starts carries it, so that what a dead platform left behind can be found."""
 
+_LOCK_S = 60.0
+_LOOK_S = 0.02
 _MARK = "pelton.home"
 _MARK_TEXT = "This folder belongs to a Pelton platform. `pelton down --purge` empties it.\n"
 # What other commands keep in the same folder, before and after `pelton up`.
@@ -216,6 +220,24 @@ def read_json(path: Path) -> dict[str, Any] | None:
     if not isinstance(data, dict):
         raise HomeError(f"{path} does not hold what it should; remove it")
     return data
+
+
+@contextlib.contextmanager
+def deploy_lock(home: Home) -> Iterator[None]:
+    """Hold the lock of deploys: two of them at once would both make the same version.
+
+    Raises:
+        DeployError: Another one holds it for too long.
+    """
+    deadline, pause = time.monotonic() + _LOCK_S, threading.Event()
+    while True:
+        with exclusive(home.deploy_lock) as held:
+            if held:
+                yield
+                return
+        if time.monotonic() >= deadline:
+            raise DeployError(f"another deploy has been running for {_LOCK_S:.0f} s; wait for it or end it")
+        pause.wait(_LOOK_S)
 
 
 @contextlib.contextmanager

@@ -12,6 +12,10 @@ from pelton.errors import DeployError, PeltonError
 from pelton.loading import Collected, collecting
 
 
+class DefinesNothing(DeployError):
+    """A file that was loaded has nothing to deploy."""
+
+
 def load_definitions(file: Path) -> Collected:
     """Load a file as executors will: by its name, from its folder.
 
@@ -22,7 +26,8 @@ def load_definitions(file: Path) -> Collected:
         What it defines.
 
     Raises:
-        DeployError: There is no such file, its name is taken, it fails, or it defines nothing.
+        DefinesNothing: It defines nothing.
+        DeployError: There is no such file, its name is taken, or it fails.
         DefinitionError: What it defines is wrong.
     """
     file = file.absolute()
@@ -50,7 +55,7 @@ def load_definitions(file: Path) -> Collected:
         if before is not None:
             sys.modules[name] = before
     if not collected.functions and not collected.containers:
-        raise DeployError(f"{file.name} defines nothing to deploy{_hint(collected)}")
+        raise DefinesNothing(f"{file.name} defines nothing to deploy{_hint(collected)}")
     return collected
 
 

@@ -7,10 +7,10 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
 from pelton.container import Container
+from pelton.core.compatibility import incompatibility
 from pelton.core.offsets import initial_metadata
 from pelton.core.spec import ContainerSpec, FunctionSpec
 from pelton.definitions import container_spec, function_spec
@@ -24,10 +24,10 @@ from pelton.transport.kafka.admin import Admin
 from pelton.transport.kafka.clock import BrokerClock
 from pelton.transport.kafka.producer import RecordProducer
 from pelton_platform.deploy import bundles
-from pelton_platform.deploy.backlog import input_places
+from pelton_platform.deploy.backlog import Backlog, input_places
 from pelton_platform.deploy.bundles import Bundle
 from pelton_platform.deploy.environments import Environments
-from pelton_platform.deploy.home import Home, exclusive, read_json
+from pelton_platform.deploy.home import Home, deploy_lock, read_json
 from pelton_platform.deploy.interpreters import find as find_python
 from pelton_platform.deploy.interpreters import this_python
 from pelton_platform.deploy.registry import Registry, RegistryWriter
@@ -40,7 +40,6 @@ UNCHANGED = "unchanged"
 
 _READ_S = 15.0
 _WRITE_S = 15.0
-_LOCK_S = 60.0
 _LOOK_S = 0.02
 
 ACT_S = 20.0
@@ -160,7 +159,13 @@ class Publisher:
         self._admin.close()
 
     def deploy(
-        self, source: Source, collected: Collected, *, dry_run: bool = False, strict_python: bool = False
+        self,
+        source: Source,
+        collected: Collected,
+        *,
+        dry_run: bool = False,
+        strict_python: bool = False,
+        force: bool = False,
     ) -> Outcome:
         """Deploy what a file or a program defines.
 
@@ -169,6 +174,7 @@ class Publisher:
             collected: What it defines.
             dry_run: Check and compare, but build and write nothing.
             strict_python: Refuse images whose Python this machine does not have.
+            force: Take signatures that do not fit calls which wait; those fail.
 
         Raises:
             DeployError: It is refused; nothing was changed.
@@ -178,13 +184,13 @@ class Publisher:
         values = self._check(collected, outcome)
         for container in collected.containers:
             self._prepare_image(container, source, outcome, strict_python=strict_python)
-        with self._lock():
+        with deploy_lock(self._home):
             bundle = bundles.store(source, self._home.bundles, self._keyring, self._limit_bytes)
             outcome.bundle = bundle.digest
             self._registry.wait_end(_READ_S, refresh=True)
             fresh_secrets = self._secrets.changed(values)
             code = {} if dry_run else self._store_code(source)
-            plan = self._plan(source, collected, bundle, fresh_secrets, code)
+            plan = self._plan(source, collected, bundle, fresh_secrets, code, force=force)
             outcome.changes = list(plan.changes)
             outcome.warnings += plan.warnings
             if dry_run:
@@ -259,6 +265,8 @@ class Publisher:
         bundle: Bundle,
         fresh_secrets: set[str],
         code: Mapping[str, str],
+        *,
+        force: bool = False,
     ) -> Plan:
         known_functions, known_containers, _ = self._registry.snapshot()
         now_ms = self._clock.now_ms()
@@ -270,16 +278,12 @@ class Publisher:
                 function,
                 version=1 if old is None else old.version + 1,
                 bundle=bundle.digest,
-                partitions=None if old is None else old.partitions,
+                partitions=None if old is None else max(old.partitions, function.container.max_instances),
                 deployed_ms=now_ms,
                 code=code.get(function.name, ""),
             )
-            if old is not None and function.container.max_instances > old.partitions:
-                raise DeployError(
-                    f"function {new.name!r} has {old.partitions} partitions since it was created, and its "
-                    f"container may have {function.container.max_instances} instances, of which the others "
-                    "would get no calls: lower max_instances, or give the function another name"
-                )
+            if old is not None:
+                self._check_successor(old, new, force=force)
             functions[new.name] = _settle("function", old, new, changes)
         moved = {one.name for one in changes if one.kind == "function" and one.change != UNCHANGED}
         containers: dict[str, ContainerSpec] = {}
@@ -299,6 +303,25 @@ class Publisher:
             containers[spec.name] = _settle("container", before, spec, changes, anew=anew)
         removed, warnings = self._leave_others(functions, containers, known_containers, changes)
         return Plan(functions, containers, tuple(removed), tuple(changes), tuple(warnings))
+
+    def _check_successor(self, old: FunctionSpec, new: FunctionSpec, *, force: bool) -> None:
+        """Refuse a version of a function by which calls would be lost, or come out of order."""
+        if new.partitions > old.partitions and new.ordering == "key":
+            raise DeployError(
+                f"function {new.name!r} has {old.partitions} partitions since it was created, and its "
+                f"container may have {new.partitions} instances, of which the others would get no calls; "
+                'more partitions would bring calls of one key out of order, and it has ordering="key": lower '
+                "max_instances, or give the function another name"
+            )
+        reason = incompatibility(old, new)
+        if not reason or force:
+            return
+        waiting = Backlog(self._admin, self._topics).look({old.name: old}).get(old.name, 0)
+        if waiting:
+            raise DeployError(
+                f"{waiting} calls of function {new.name!r} have no end yet, and its new signature does not "
+                f"fit them: {reason}. Let them end first, or deploy with --force, and those that do not fail"
+            )
 
     def _leave_others(
         self,
@@ -339,6 +362,13 @@ class Publisher:
         containers = {name: plan.containers[name] for name in sorted(plan.of("container"))}
         known, _, _ = self._registry.snapshot()
         brokers = len(self._admin.brokers())
+        self._admin.grow_topics(
+            {
+                self._topics.invocations(name): spec.partitions
+                for name, spec in functions.items()
+                if name in known and known[name].partitions < spec.partitions
+            }
+        )
         wanted = [
             topic
             for spec in functions.values()
@@ -360,35 +390,6 @@ class Publisher:
         self._admin.commit_for_idle_group(
             group, {place: (starts[place][0], initial_metadata()) for place in fresh}
         )
-
-    def _lock(self) -> _DeployLock:
-        return _DeployLock(self._home.deploy_lock)
-
-
-class _DeployLock:
-    """Two deploys at once would both make the same version: the second waits for the first."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._held: Any = None
-
-    def __enter__(self) -> None:
-        deadline = time.monotonic() + _LOCK_S
-        pause = threading.Event()
-        while True:
-            held = exclusive(self._path)
-            if held.__enter__():
-                self._held = held
-                return
-            held.__exit__(None, None, None)
-            if time.monotonic() >= deadline:
-                raise DeployError(
-                    f"another deploy has been running for {_LOCK_S:.0f} s; wait for it or end it"
-                )
-            pause.wait(_LOOK_S)
-
-    def __exit__(self, *_: object) -> None:
-        self._held.__exit__(None, None, None)
 
 
 def _stored_names(collected: Collected) -> dict[str, dict[str, str]]:

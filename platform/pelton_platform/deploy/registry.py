@@ -143,6 +143,7 @@ class RegistryWriter:
         timeout_s: float,
         *,
         removed: Sequence[str] = (),
+        removed_functions: Sequence[str] = (),
     ) -> None:
         """Write specs, functions first, and wait until Kafka has acknowledged them all.
 
@@ -151,6 +152,7 @@ class RegistryWriter:
             containers: Container specs by name.
             timeout_s: How long Kafka may take.
             removed: Containers whose spec is deleted.
+            removed_functions: Functions whose spec is deleted, after those containers.
 
         Raises:
             TransportError: One was not acknowledged; the registry may hold some of them.
@@ -167,6 +169,7 @@ class RegistryWriter:
             body = codec.encode_container_spec(container)
             records.append((Control.CONTAINERS, name, self._keyring.seal(CONTAINER_PURPOSE, body)))
         records += [(Control.CONTAINERS, name, None) for name in removed]
+        records += [(Control.FUNCTIONS, name, None) for name in removed_functions]
         for control, name, value in records:
 
             def report(failure: KafkaFailure | None, *_: int, name: str = name) -> None:

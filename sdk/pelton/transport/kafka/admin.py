@@ -10,7 +10,7 @@ from typing import Any, Final, NamedTuple, TypeVar
 from confluent_kafka import KafkaError, KafkaException, TopicPartition
 from confluent_kafka.admin import AdminClient
 from confluent_kafka.admin._scram import ScramCredentialInfo, ScramMechanism, UserScramCredentialUpsertion
-from confluent_kafka.cimpl import NewTopic
+from confluent_kafka.cimpl import NewPartitions, NewTopic
 
 from pelton.errors import TransportError
 from pelton.protocol.topics import TopicPlan
@@ -101,6 +101,33 @@ class Admin:
         wanted = UserScramCredentialUpsertion(username, info, password=password.encode())
         for future in self._client.alter_user_scram_credentials([wanted]).values():
             self._answer("making a login", future, timeout_s)
+
+    def grow_topics(self, partitions: Mapping[str, int], timeout_s: float = CREATE_TIMEOUT_S) -> None:
+        """Gives topics more partitions, and waits until those can be written and read.
+
+        Args:
+            partitions: how many each topic shall have; one that has as many stays.
+            timeout_s: how long it may take.
+        """
+        if not partitions:
+            return
+        wanted = [NewPartitions(name, count) for name, count in partitions.items()]
+
+        def grow() -> None:
+            for name, future in self._client.create_partitions(wanted, request_timeout=timeout_s).items():
+                self._done(f"growing topic {name}", future, timeout_s, KafkaError.INVALID_PARTITIONS)
+
+        self._ask_while_unsettled(grow, timeout_s)
+        self._await_shown(partitions, timeout_s)
+        self.ends(
+            [(name, number) for name, count in partitions.items() for number in range(count)], timeout_s
+        )
+
+    def delete_groups(self, groups: Sequence[str], timeout_s: float = TIMEOUT_S) -> None:
+        """Deletes the offsets of groups that have no members; those that do not exist are passed over."""
+        for group in groups:
+            futures = self._client.delete_consumer_groups([group], request_timeout=timeout_s)
+            self._done(f"deleting group {group}", futures[group], timeout_s, KafkaError.GROUP_ID_NOT_FOUND)
 
     def delete_topics(self, names: Sequence[str], timeout_s: float = TIMEOUT_S) -> None:
         """Deletes topics; those that do not exist are passed over."""
