@@ -157,7 +157,7 @@ class Environments:
         return sorted(found, key=lambda built: -built.used_s)
 
     def prune(self, kept: frozenset[str]) -> tuple[list[str], int]:
-        """Remove the environments of all other images, and files and wheels that no image needs any more.
+        """Remove the environments of all other images; what they are built again from stays.
 
         Args:
             kept: Hashes of the images that deployed containers have.
