@@ -31,6 +31,11 @@ class Redactor:
         self._pattern = re.compile("|".join(map(re.escape, forms))) if forms else None
         self._bytes = re.compile(b"|".join(re.escape(form.encode()) for form in forms)) if forms else None
 
+    @property
+    def has_values(self) -> bool:
+        """Whether there is anything to look for."""
+        return self._pattern is not None
+
     def __call__(self, text: str) -> str:
         """Return the text without values."""
         if self._pattern is None:

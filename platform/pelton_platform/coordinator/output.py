@@ -55,10 +55,10 @@ class OutputLog:
             self._send(record, missing)
 
     def _send(self, record: LogRecord, missing: int) -> None:
-        fields = tuple((self._redact(name), self._redact(text)) for name, text in record.fields)
-        line = replace(
-            record, text=self._redact(record.text), fields=fields, dropped=record.dropped + missing
-        )
+        line = replace(record, dropped=record.dropped + missing) if missing else record
+        if self._redact.has_values:
+            fields = tuple((self._redact(name), self._redact(text)) for name, text in record.fields)
+            line = replace(line, text=self._redact(record.text), fields=fields)
         try:
             self._producer.send(
                 self._topic,

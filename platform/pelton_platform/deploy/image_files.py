@@ -30,11 +30,12 @@ def keep(image: ImageSpec, source: Path, store: Path) -> None:
         store.mkdir(mode=0o700, parents=True, exist_ok=True)
         draft = Path(tempfile.mkdtemp(dir=store, prefix=".draft-"))
         try:
-            for place, path in local_files(source, kind, words[0]).items():
+            files = local_files(source, kind, words[0])
+            for place, path in files.items():
                 target = draft / place if place else draft / "file"
                 target.parent.mkdir(parents=True, exist_ok=True)
                 shutil.copy(path, target)
-            whole = draft if (draft / "file").is_dir() or not _is_one_file(kind) else draft / "file"
+            whole = draft / "file" if list(files) == [""] else draft
             if content_digest(draft, kind, str(whole)) != words[-1]:
                 raise DeployError(f"{words[0]} has changed while it was deployed; deploy again")
             if not (store / words[-1]).exists():
@@ -50,7 +51,3 @@ def lay(kept: Path, target: Path) -> None:
         shutil.copytree(kept, target, dirs_exist_ok=True)
     else:
         shutil.copy(kept, target)
-
-
-def _is_one_file(kind: str) -> bool:
-    return kind not in ("add_local_dir", "uv_sync")
