@@ -98,7 +98,11 @@ class PeltonSettings(Struct, frozen=True, kw_only=True):
     ] = field(default_factory=dict)
     keep_warm: Annotated[
         timedelta,
-        Meta(description="How long an instance stays after it was last needed, down to `min_instances`."),
+        Meta(description="How long the last instance stays after it was needed; `min_instances` stay."),
+    ] = timedelta(seconds=30)
+    cool_down: Annotated[
+        timedelta,
+        Meta(description="How long fewer must have been enough before some stop; at most `keep_warm`."),
     ] = timedelta(seconds=30)
     drain: Annotated[
         timedelta,

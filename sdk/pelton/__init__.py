@@ -20,10 +20,13 @@ if TYPE_CHECKING:
     from pelton.client.streams import Stream
     from pelton.container import Container
     from pelton.decorators import Function, function
+    from pelton.handle import ContainerInfo, ExecResult, Handle, InstanceInfo
     from pelton.hooks import on_start, on_stop
     from pelton.image import Image
+    from pelton.lag import KafkaLag
     from pelton.logs import chalk_logger, logger
     from pelton.methods import cls, method
+    from pelton.probe import Probe
     from pelton.protocol.record import Record
     from pelton.references import FunctionRef, function_ref
     from pelton.runtime.context import Context, context
@@ -35,10 +38,16 @@ _HOMES: Final = {
     "CallFuture": "pelton.client.futures",
     "Connection": "pelton.client.connection",
     "Container": "pelton.container",
+    "ContainerInfo": "pelton.handle",
     "Context": "pelton.runtime.context",
+    "ExecResult": "pelton.handle",
     "Function": "pelton.decorators",
     "FunctionRef": "pelton.references",
+    "Handle": "pelton.handle",
     "Image": "pelton.image",
+    "InstanceInfo": "pelton.handle",
+    "KafkaLag": "pelton.lag",
+    "Probe": "pelton.probe",
     "Record": "pelton.protocol.record",
     "Secret": "pelton.secret",
     "Stream": "pelton.client.streams",
@@ -64,10 +73,16 @@ __all__ = [
     "CallFuture",
     "Connection",
     "Container",
+    "ContainerInfo",
     "Context",
+    "ExecResult",
     "Function",
     "FunctionRef",
+    "Handle",
     "Image",
+    "InstanceInfo",
+    "KafkaLag",
+    "Probe",
     "Record",
     "Secret",
     "Stream",

@@ -233,15 +233,15 @@ def function(
         fn: a plain function of a module: `def`, `async def`, or a generator of either kind.
         name: its name on the platform; None for that of the Python function.
         container: the `Container` that hosts it; None for one of its own, named after it.
-        image, env, secrets, min_instances, max_instances, max_concurrent_requests: of its own container; see
-            `Container`.
+        image, cpu, memory, gpu, env, secrets, min_instances, max_instances, max_concurrent_requests: of its
+            own container; see `Container`.
         timeout: limit for one attempt, a `timedelta` or seconds; None for none.
         on_stream_failure: "fail": a stream that broke off in the middle fails.
         ordering: "none": calls start in any order. "key": calls with one key, `f.options(key=...)`, start in
             the order in which they were sent, each after the end of the one before it.
         description: what it does; None for the first paragraph of its docstring.
         tags: free words.
-        cpu, memory, gpu, concurrency, rate_limit, retries, retry_policy, schedule, trigger: not in this
+        concurrency, rate_limit, retries, retry_policy, schedule, trigger: not in this
             version.
 
     Returns:
@@ -255,9 +255,6 @@ def function(
     refuse_unsupported(
         label,
         {
-            "cpu": cpu,
-            "memory": memory,
-            "gpu": gpu,
             "concurrency": concurrency,
             "rate_limit": rate_limit,
             "retries": retries,
@@ -270,6 +267,9 @@ def function(
     _check_word(label, "ordering", ordering, "none", "key")
     resources: dict[str, Any] = {
         "image": image,
+        "cpu": cpu,
+        "memory": memory,
+        "gpu": gpu,
         "env": env,
         "secrets": secrets,
         "min_instances": min_instances,

@@ -18,7 +18,7 @@ from pelton.runtime.pickled import MAIN
 
 S = TypeVar("S", FunctionSpec, ContainerSpec)
 
-_NOT_DEFINING: Final = frozenset({"version", "deployed_ms", "digest"})
+_NOT_DEFINING: Final = frozenset({"version", "deployed_ms", "digest", "fixed_instances"})
 """Fields of a spec that change although nothing was changed."""
 
 
@@ -116,6 +116,13 @@ def container_spec(
             max_concurrent_requests=container.max_concurrent_requests,
             entrypoint=container.entrypoint,
             deployed_ms=deployed_ms,
+            cpu=container.cpu,
+            memory=container.memory,
+            gpu=container.gpu,
+            port=container.port,
+            readiness=container.readiness,
+            liveness=container.liveness,
+            lag=container.lag,
         )
     )
 

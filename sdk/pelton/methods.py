@@ -136,6 +136,9 @@ def cls(
     name: str | None = None,
     container: Container | None = None,
     image: Image | None = None,
+    cpu: float | str | None = None,
+    memory: int | str | None = None,
+    gpu: str | int | None = None,
     env: Mapping[str, str] | None = None,
     secrets: Sequence[Secret] | None = None,
     min_instances: int | None = None,
@@ -151,6 +154,9 @@ def cls(
     name: str | None = None,
     container: Container | None = None,
     image: Image | None = None,
+    cpu: float | str | None = None,
+    memory: int | str | None = None,
+    gpu: str | int | None = None,
     env: Mapping[str, str] | None = None,
     secrets: Sequence[Secret] | None = None,
     min_instances: int | None = None,
@@ -168,8 +174,8 @@ def cls(
         name: first part of the names of its functions, and name of its own container; None for that of the
             class.
         container: the `Container` that hosts them; None for one of their own.
-        image, env, secrets, min_instances, max_instances, max_concurrent_requests: of their own container;
-            see `Container`.
+        image, cpu, memory, gpu, env, secrets, min_instances, max_instances, max_concurrent_requests: of their
+            own container; see `Container`.
 
     Returns:
         The class, its methods replaced by `Function`s.
@@ -179,6 +185,9 @@ def cls(
     """
     resources = {
         "image": image,
+        "cpu": cpu,
+        "memory": memory,
+        "gpu": gpu,
         "env": env,
         "secrets": secrets,
         "min_instances": min_instances,

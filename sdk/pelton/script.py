@@ -78,8 +78,8 @@ def notice(function: AnyFunction) -> None:
             threading.Thread(target=_await_end, args=(_script.frame,), name="pelton-script").start()
 
 
-def run(container: Container) -> None:
-    """Deploys a container, and all that the script has defined, at once.
+def run(container: Container) -> ConnectionConfig:
+    """Deploys a container, and all that the script has defined, at once; returns where.
 
     Raises:
         DeployError: this process does not deploy, or it could not.
@@ -93,7 +93,7 @@ def run(container: Container) -> None:
     with _script.deploying:
         if container not in _script.run:
             _script.run.append(container)
-        _deploy()
+        return _deploy()
 
 
 def _deploy_first(function: AnyFunction) -> None:
@@ -105,8 +105,8 @@ def _deploy_first(function: AnyFunction) -> None:
         function._before = None
 
 
-def _deploy() -> None:
-    """Deploys all that is defined now."""
+def _deploy() -> ConnectionConfig:
+    """Deploys all that is defined now; returns where."""
     functions = functions_of(MAIN)
     connection = session.open_connection()
     config = (connection.transport.config if connection is not None else None) or find_context()
@@ -115,23 +115,35 @@ def _deploy() -> None:
     for function in functions:
         function._before = None
     _script.waiting.clear()
+    return config
 
 
-def _deployer() -> Deployer:
-    """What the platform offers for scripts."""
+def platform_part(group: str) -> Any:
+    """What the platform offers for a purpose, by its entry points; None where there is no platform.
+
+    Raises:
+        DeployError: it is there in parts alone.
+    """
     # Late: it takes longer to import than all of the SDK.
     from importlib.metadata import entry_points
 
-    for point in entry_points(group=DEPLOYERS):
+    for point in entry_points(group=group):
         try:
-            loaded: Deployer = point.load()
+            return point.load()
         except ImportError as error:
             raise DeployError(
                 f"this Python environment has only a part of the platform ({error}): "
                 "`pip install 'pelton[platform]'`"
             ) from error
-        return loaded
-    raise DeployError("this Python environment cannot deploy: `pip install 'pelton[platform]'`")
+    return None
+
+
+def _deployer() -> Deployer:
+    """What the platform offers for scripts."""
+    loaded: Deployer | None = platform_part(DEPLOYERS)
+    if loaded is None:
+        raise DeployError("this Python environment cannot deploy: `pip install 'pelton[platform]'`")
+    return loaded
 
 
 def _await_end(frame: FrameType) -> None:

@@ -38,8 +38,10 @@ from pelton.core.spec import (
     FunctionSpec,
     ImageSpec,
     InstanceStatus,
+    LagSpec,
     LogRecord,
     ParameterSpec,
+    ProbeSpec,
     SecretRef,
 )
 from pelton.protocol import codec, headers, payload
@@ -82,6 +84,26 @@ FUNCTION_SPEC = FunctionSpec(
 )
 
 
+CONTAINER_SPEC = ContainerSpec(
+    "c",
+    7,
+    ("f", "g"),
+    "ab" * 32,
+    ImageSpec("3.11", (("pip_install", ("numpy", "pyarrow")), ("workdir", ("/x",))), "ef" * 32),
+    500,
+    2**30,
+    "",
+    (("A", "1"), ("B", "")),
+    (SecretRef("s", "TOKEN"),),
+    1,
+    3,
+    8,
+    ("python", "consumer.py"),
+    NOW,
+    "cd" * 32,
+)
+
+
 class Case(NamedTuple):
     """A value, and the way to bytes and back."""
 
@@ -98,6 +120,20 @@ def _encode_function_spec_v1(spec: FunctionSpec) -> bytes:
         "parameters": [asdict(parameter) for parameter in spec.parameters],
     }
     return Subject("function_spec", {1: pelton_schemas.versions("function_spec")[1]}).encode(values)
+
+
+def _encode_container_spec_v1(spec: ContainerSpec) -> bytes:
+    """As versions wrote it that knew neither ports nor probes."""
+    values = {
+        **asdict(spec),
+        "image": {
+            "python": spec.image.python,
+            "steps": [{"kind": kind, "arguments": list(words)} for kind, words in spec.image.steps],
+            "digest": spec.image.digest,
+        },
+        "env": [{"name": name, "value": value} for name, value in spec.env],
+    }
+    return Subject("container_spec", {1: pelton_schemas.versions("container_spec")[1]}).encode(values)
 
 
 def _header_bytes(encoded: list[tuple[str, bytes]]) -> bytes:
@@ -172,24 +208,15 @@ def _records() -> dict[str, Case]:
             codec.encode_function_spec,
             codec.decode_function_spec,
         ),
-        "container_spec/full": Case(
-            ContainerSpec(
-                "c",
-                7,
-                ("f", "g"),
-                "ab" * 32,
-                ImageSpec("3.11", (("pip_install", ("numpy", "pyarrow")), ("workdir", ("/x",))), "ef" * 32),
-                500,
-                2**30,
-                "",
-                (("A", "1"), ("B", "")),
-                (SecretRef("s", "TOKEN"),),
-                1,
-                3,
-                8,
-                ("python", "consumer.py"),
-                NOW,
-                "cd" * 32,
+        "container_spec/full": Case(CONTAINER_SPEC, _encode_container_spec_v1, codec.decode_container_spec),
+        "container_spec/probes": Case(
+            replace(
+                CONTAINER_SPEC,
+                port=8080,
+                readiness=ProbeSpec("http", 0, "/healthz", (), 1_000, 500, 2),
+                liveness=ProbeSpec("exec", 0, "", ("true", "x"), 5_000, 900, 4),
+                lag=LagSpec("orders", "readers", 100),
+                fixed_instances=2,
             ),
             codec.encode_container_spec,
             codec.decode_container_spec,

@@ -29,8 +29,10 @@ from pelton.core.spec import (
     FunctionSpec,
     ImageSpec,
     InstanceStatus,
+    LagSpec,
     LogRecord,
     ParameterSpec,
+    ProbeSpec,
     SecretRef,
 )
 from pelton.protocol.history import append_history
@@ -123,6 +125,16 @@ function_specs = st.builds(
 images = st.builds(
     ImageSpec, st.none() | texts, st.lists(st.tuples(texts, tuples_of_texts), max_size=3).map(tuple), texts
 )
+probes = st.builds(
+    ProbeSpec,
+    st.sampled_from(("http", "tcp", "exec")),
+    counts,
+    texts,
+    tuples_of_texts,
+    counts,
+    counts,
+    counts,
+)
 container_specs = st.builds(
     ContainerSpec,
     names,
@@ -141,6 +153,11 @@ container_specs = st.builds(
     tuples_of_texts,
     counts,
     texts,
+    counts,
+    st.none() | probes,
+    st.none() | probes,
+    st.none() | st.builds(LagSpec, texts, texts, counts),
+    st.none() | counts,
 )
 instance_statuses = st.builds(
     InstanceStatus,

@@ -237,13 +237,14 @@ def test_code_of_another_function_or_version_is_refused(shelf: Path) -> None:
 def test_only_the_loader_of_verified_code_unpickles() -> None:
     """Nowhere else in the product is there a call that could turn data into code."""
     root = Path(pickled.__file__).parents[3]
+    # `exec` as a method starts a program, as its callers ask.
     words = ("pickle.load", "Unpickler", "marshal.load", "eval(", " exec(", "shelve")
     found = {
         (path.relative_to(root).as_posix(), word)
         for folder in ("sdk", "platform", "schemas", "consumer_templates")
         for path in (root / folder).rglob("*.py")
         for word in words
-        if word in path.read_text()
+        if word in path.read_text().replace("def exec(", "")
     }
     assert found == {
         ("sdk/pelton/runtime/pickled.py", "pickle.load"),

@@ -124,9 +124,6 @@ def test_local_runs_the_bare_function() -> None:
 @pytest.mark.parametrize(
     "keywords",
     [
-        {"cpu": 1},
-        {"memory": "1Gi"},
-        {"gpu": "any"},
         {"concurrency": 2},
         {"rate_limit": "10/s"},
         {"retries": 3},
@@ -143,17 +140,13 @@ def test_keywords_without_a_meaning_are_refused(keywords: dict[str, Any]) -> Non
         function(**keywords)
 
 
-@pytest.mark.parametrize("keywords", [{"cpu": 1}, {"memory": 1}, {"gpu": 1}, {"port": 80}])
-def test_container_keywords_without_a_meaning_are_refused(keywords: dict[str, Any]) -> None:
-    """The same for containers."""
-    with pytest.raises(UnsupportedOption, match=next(iter(keywords))):
-        Container(name="c", **keywords)
-
-
 @pytest.mark.parametrize(
     "keywords",
     [
         {"image": Image.debian_slim()},
+        {"cpu": 1},
+        {"memory": "1Gi"},
+        {"gpu": 1},
         {"env": {}},
         {"secrets": []},
         {"min_instances": 1},

@@ -33,6 +33,13 @@ def deploy(
         bool,
         typer.Option("--strict-python", help="Refuse images whose Python this machine does not have."),
     ] = False,
+    strict_resources: Annotated[
+        bool,
+        typer.Option(
+            "--strict-resources",
+            help="Refuse containers that ask for more CPU, memory or GPUs than there are.",
+        ),
+    ] = False,
     force: Annotated[
         bool,
         typer.Option("--force", help="Also when a new signature does not fit calls that wait: those fail."),
@@ -49,7 +56,7 @@ def deploy(
     from pelton.transport.config import find_context, home_folder
     from pelton_platform.deploy.home import Home
     from pelton_platform.deploy.projects import load_all
-    from pelton_platform.deploy.publish import READY_S, Publisher, fails
+    from pelton_platform.deploy.publish import READY_S, Publisher, failure
     from pelton_platform.deploy.sources import of_file
     from pelton_platform.settings import load_settings
 
@@ -66,6 +73,7 @@ def deploy(
                     one.collected,
                     dry_run=dry_run,
                     strict_python=strict_python,
+                    strict_resources=strict_resources,
                     force=force,
                 )
             for warning in outcome.warnings:
@@ -80,7 +88,7 @@ def deploy(
         reports = [{**asdict(outcome), "changed": outcome.changed} for outcome in outcomes]
         single = files is not None and len(files) == 1 and not files[0].is_dir()
         print_json(reports[0] if single else {"files": reports})
-    if wait and any(fails(state) for outcome in outcomes for state in outcome.states.values()):
+    if wait and any(failure(state) for outcome in outcomes for state in outcome.states.values()):
         raise typer.Exit(EXIT_FAILED)
 
 

@@ -15,6 +15,7 @@ from typing import Any, Final
 
 from pelton.core.call import Failure
 from pelton.protocol.frames import FrameReader, ToExecutor, encode_write
+from pelton_platform.confinement import NO_LIMITS, Confinement, Limits
 from pelton_platform.redaction import NOTHING, Redactor
 
 MAX_RAW_LINE_BYTES: Final = 16 * 1024
@@ -54,6 +55,7 @@ class ExecutorSettings:
         python: interpreter to run.
         root: files of the image by their absolute paths, "" for none.
         workdir: working folder that the image sets, "" for that of the sources.
+        limits: memory and CPU that one executor may use.
     """
 
     namespace: str
@@ -75,6 +77,7 @@ class ExecutorSettings:
     python: str = sys.executable
     root: str = ""
     workdir: str = ""
+    limits: Limits = NO_LIMITS
 
     def command(self, fd: int) -> list[str]:
         """What starts an executor that talks over a descriptor."""
@@ -108,6 +111,7 @@ class ExecutorExit:
         peak_memory: bytes resident at most, 0 when not known.
         last_words: end of what it wrote to descriptor 2.
         runs: ids of the runs it was sent and did not end.
+        out_of_memory: it took more memory than it may.
     """
 
     executor_id: int
@@ -121,6 +125,7 @@ class ExecutorExit:
     peak_memory: int
     last_words: str
     runs: frozenset[int]
+    out_of_memory: bool = False
 
 
 def executor_environment(given: Mapping[str, str], inherited: Mapping[str, str]) -> dict[str, str]:
@@ -216,6 +221,8 @@ class Executor:
         self.kill_reason = ""
         self.runs: set[int] = set()
         self.peak_memory = 0
+        self.confinement: Confinement | None = None
+        self.out_of_memory = False
 
     def exit(self, code: int) -> ExecutorExit:
         """How it ended."""
@@ -231,6 +238,7 @@ class Executor:
             peak_memory=self.peak_memory,
             last_words=next((raw.last_words() for raw in self.raw.values() if raw.source == "stderr"), ""),
             runs=frozenset(self.runs),
+            out_of_memory=self.out_of_memory,
         )
 
     def _reason(self, code: int) -> str:
@@ -238,6 +246,10 @@ class Executor:
             return f"user code could not be loaded: {self.broken.type}: {self.broken.message}"
         if self.child is None:
             return "the executor was stopped before it started"
+        if self.out_of_memory:
+            return (
+                f"the executor took more memory than it may, {self.peak_memory / 2**20:.0f} MiB at its peak"
+            )
         if self.kill_reason:
             return f"the executor was killed: {self.kill_reason}"
         if code < 0:

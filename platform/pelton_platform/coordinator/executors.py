@@ -27,6 +27,7 @@ import msgspec
 from pelton.core.call import Failure
 from pelton.protocol.frames import FLOOD_OVER, FromExecutor, ToExecutor, encode_write
 from pelton_platform import process
+from pelton_platform.confinement import Confinement
 from pelton_platform.coordinator.executor_process import (
     Executor,
     ExecutorExit,
@@ -161,9 +162,15 @@ class ExecutorPool:
         """Lets an executor finish what it runs and exit; kills it after the grace."""
         self._call(lambda: self._stop(executor_id, grace_s))
 
-    def kill(self, executor_id: int, reason: str = "killed by its instance") -> None:
-        """Ends an executor and everything it started, at once."""
-        self._call(lambda: self._kill(executor_id, reason))
+    def kill(self, executor_id: int, reason: str = "killed by its instance", *, asked: bool = True) -> None:
+        """Ends an executor and everything it started, at once.
+
+        Args:
+            executor_id: which one.
+            reason: why.
+            asked: its owner wanted it; else it counts as lost.
+        """
+        self._call(lambda: self._kill(executor_id, reason, asked=asked))
 
     def set_clock(self, offset_ms: int) -> None:
         """Tells executors, those to come included, broker time minus this machine's wall clock."""
@@ -214,6 +221,11 @@ class ExecutorPool:
         err_read, err_write = os.pipe()
         executor.raw = {out_read: RawLines("stdout"), err_read: RawLines("stderr")}
         channel = executor.child_end
+        confinement = executor.confinement = Confinement(
+            settings.limits,
+            f"{settings.instance}-{settings.function}-{executor.id}",
+            lambda: self.kill(executor.id, "it took more memory than it may", asked=False),
+        )
         try:
             executor.child = process.spawn(
                 settings.command(channel.fileno()),
@@ -224,6 +236,7 @@ class ExecutorPool:
                 pass_fds=(channel.fileno(),),
                 die_with_parent=True,
             )
+            confinement.hold(executor.child.pid)
         except OSError as error:
             return error
         finally:
@@ -476,6 +489,10 @@ class ExecutorPool:
             _, status, usage = os.wait4(executor.child.pid, 0)
             code = executor.child.returncode = os.waitstatus_to_exitcode(status)
             executor.peak_memory = usage.ru_maxrss * (1024 if sys.platform == "linux" else 1)
+        if executor.confinement is not None:
+            executor.out_of_memory = code == -signal.SIGKILL and executor.confinement.exceeded()
+            executor.peak_memory = max(executor.peak_memory, executor.confinement.peak())
+            executor.confinement.close()
         self._forget(executor)
         if executor.ready and executor.given:
             self._failures = 0

@@ -349,7 +349,7 @@ class FunctionHost:
             lost = self._placement.exited(end.executor_id)
             self._engine.capacity(now, self.slots if self._placement.ready else 0)
             if lost:
-                self._engine.executor_died(now, lost, end.reason)
+                self._engine.executor_died(now, lost, end.reason, memory=end.out_of_memory)
             self._carry_out()
         if self._exchange is not None and end.pid:
             clear_exchange(self._exchange, end.pid)

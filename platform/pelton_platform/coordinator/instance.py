@@ -249,6 +249,7 @@ class Instance:
             python=self._file.python,
             root=self._file.root,
             workdir=self._file.workdir,
+            limits=self._file.limits,
         )
         return FunctionHost(function, executors, services)
 

@@ -13,6 +13,7 @@ from typing import IO, Any, Final
 
 from pelton.protocol.topics import check_name
 from pelton.transport.config import ConnectionConfig
+from pelton_platform.confinement import NO_LIMITS, Limits
 
 LOG_LEVELS: Final = ("debug", "info", "warning", "error")
 
@@ -40,6 +41,7 @@ class InstanceFile:
         python: interpreter of executors.
         root: folder with the files of the image by their absolute paths, "" for none.
         workdir: working folder that the image sets, "" for the sources.
+        limits: memory and CPU that each executor may use.
         path: where it was read from; the counters lie beside it.
     """
 
@@ -59,6 +61,7 @@ class InstanceFile:
     python: str = sys.executable
     root: str = ""
     workdir: str = ""
+    limits: Limits = NO_LIMITS
 
     @property
     def connection(self) -> ConnectionConfig:
@@ -136,6 +139,7 @@ def _instance(path: Path, data: Mapping[str, Any], secrets: IO[str]) -> Instance
         python=_text(data, "python", sys.executable),
         root=str(data.get("root") or ""),
         workdir=str(data.get("workdir") or ""),
+        limits=Limits(_count(data, "memory"), _count(data, "cpu")),
     )
     _ = found.connection  # refuses a namespace or a client setting that cannot be
     return found
@@ -145,6 +149,13 @@ def _text(data: Mapping[str, Any], name: str, default: str | None = None) -> str
     value = data[name] if default is None else data.get(name, default)
     if not isinstance(value, str) or not value:
         raise ValueError(f"{name} must be a text that is not empty")
+    return value
+
+
+def _count(data: Mapping[str, Any], name: str) -> int:
+    value = data.get(name, 0)
+    if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+        raise ValueError(f"{name} must be a number that is not negative")
     return value
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from pelton.core.call import InputTopic
 from pelton.core.offsets import decode_metadata, unfinished
-from pelton.core.spec import RETRIES_PARTITIONS, FunctionSpec
+from pelton.core.spec import RETRIES_PARTITIONS, FunctionSpec, LagSpec
 from pelton.errors import TransportError
 from pelton.protocol.topics import Topics
 from pelton.transport.kafka.admin import Admin
@@ -41,6 +41,19 @@ def input_places(topics: Topics, spec: FunctionSpec) -> list[Place]:
     ]
 
 
+@dataclass(frozen=True, slots=True)
+class Count:
+    """Calls of one function.
+
+    Attributes:
+        arrived: Ever.
+        unfinished: Without a durable end.
+    """
+
+    arrived: int
+    unfinished: int
+
+
 class Backlog:
     """Counts unfinished calls.
 
@@ -71,6 +84,27 @@ class Backlog:
             if seen is None or seen.unfinished or seen.ends != now:
                 self._seen[name] = self._count(name, now)
         return {name: seen.unfinished for name, seen in self._seen.items()}
+
+    def counts(self) -> dict[str, Count]:
+        """Return what the last look found."""
+        return {name: Count(sum(seen.ends.values()), seen.unfinished) for name, seen in self._seen.items()}
+
+    def lag(self, spec: LagSpec) -> tuple[int, int]:
+        """Return how many records of a topic a group has not committed, and the topic's partitions.
+
+        Raises:
+            TransportError: The broker cannot be reached, or there is no such topic.
+        """
+        partitions = self._admin.topics().get(spec.topic, 0)
+        if not partitions:
+            raise TransportError(f"there is no topic {spec.topic!r}")
+        marks = self._admin.watermarks([(spec.topic, number) for number in range(partitions)])
+        committed = self._admin.committed(spec.group, list(marks))
+        unread = 0
+        for place, (start, end) in marks.items():
+            offset = committed[place][0] if place in committed else start
+            unread += max(0, end - max(start, offset))
+        return unread, partitions
 
     def committed(self, function: str) -> dict[Place, int]:
         """Return the committed offsets of a function at the last look."""

@@ -9,8 +9,8 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from secrets import token_hex
 from typing import Any
@@ -18,14 +18,20 @@ from typing import Any
 from pelton.core.spec import ContainerSpec
 from pelton.transport.config import ConnectionConfig
 from pelton_platform import process, telemetry
+from pelton_platform.cgroups import sweep
+from pelton_platform.confinement import available
 from pelton_platform.deploy.default_env import default_environment
 from pelton_platform.deploy.environments import Environment
 from pelton_platform.deploy.home import HOME_VARIABLE, Home, HomeError, read_json, write_json
 from pelton_platform.deploy.images import image_environment, working_folder
+from pelton_platform.deploy.resources import limits_of, this_machine
 from pelton_platform.deploy.secret_store import hand_over
 
 INSTANCE_VARIABLE = "PELTON_INSTANCE"
 DRAIN_VARIABLE = "PELTON_DRAIN_SECONDS"
+PORT_VARIABLE = "PORT"
+"""The TCP port at which a program with a port listens."""
+
 ROOT_VARIABLE = "PELTON_IMAGE_ROOT"
 """Where the files of the image lie, for programs on machines that cannot show them at their own places."""
 
@@ -78,6 +84,7 @@ class Running:
         container: Its container.
         version: Container version it runs.
         identity: Its first process, the leader of its group.
+        port: TCP port that its program was given, 0 for none.
         child: The same as a child; None when it was started by a deployer before this one.
     """
 
@@ -86,6 +93,7 @@ class Running:
     version: int
     identity: process.ProcessIdentity
     child: subprocess.Popen[bytes] | None
+    port: int = 0
 
     def ended(self) -> str | None:
         """Return how it ended, for people; None while it runs."""
@@ -102,8 +110,16 @@ def start(
     surroundings: Surroundings,
     environment: Environment,
     secret_values: Mapping[str, str],
+    taken_ports: Collection[int] = (),
 ) -> Running:
     """Start an instance of a container whose bundle was verified, and whose image was built.
+
+    Args:
+        spec: The container.
+        surroundings: What all instances have in common.
+        environment: What its image became.
+        secret_values: Values of its secrets by variable.
+        taken_ports: Ports that other instances were given; they may not listen there yet.
 
     Raises:
         OSError: The process cannot be started, or its files cannot be written.
@@ -114,7 +130,8 @@ def start(
     folder.mkdir(mode=0o700, parents=True)
     try:
         config = folder / "instance.json"
-        settings = instance_settings(spec, instance, surroundings, environment)
+        port = _choose_port(spec.port, taken_ports)
+        settings = instance_settings(spec, instance, surroundings, environment, port)
         write_json(config, settings | {"secrets": bool(secret_values)})
         module = "pelton_platform.deploy.program" if spec.entrypoint else "pelton_platform.coordinator"
         log = log_file(home, spec.name, instance)
@@ -133,13 +150,13 @@ def start(
             raise OSError(f"instance {instance} ended at once")
         write_json(
             folder / "state.json",
-            {"container": spec.name, "version": spec.version, "process": identity.to_json()},
+            {"container": spec.name, "version": spec.version, "process": identity.to_json(), "port": port},
         )
     except BaseException:
         shutil.rmtree(folder, ignore_errors=True)
         raise
     _drop_old_logs(home, spec.name)
-    return Running(instance, spec.name, spec.version, identity, child)
+    return Running(instance, spec.name, spec.version, identity, child, port)
 
 
 def instance_settings(
@@ -147,6 +164,7 @@ def instance_settings(
     instance: str,
     surroundings: Surroundings,
     environment: Environment,
+    port: int = 0,
 ) -> dict[str, Any]:
     """Return what an instance is told in its file."""
     home, config = surroundings.home, surroundings.config
@@ -155,6 +173,9 @@ def instance_settings(
     # Bundles are read-only and shared: compiled Python goes elsewhere.
     env.setdefault("PYTHONPYCACHEPREFIX", str(home.pycache))
     env[INSTANCE_VARIABLE] = instance
+    if port:
+        env[PORT_VARIABLE] = str(port)
+    limits = limits_of(spec, this_machine())
     env = {**_variables_of(environment, os.environ), **env}
     settings: dict[str, Any] = {
         "namespace": config.namespace,
@@ -172,14 +193,29 @@ def instance_settings(
         "python": environment.python,
         "root": "" if environment.root is None else str(environment.root),
         "workdir": working_folder(spec.image),
+        "folder": str(home.bundles / spec.bundle),
+        "drain_s": surroundings.drain_s,
+        "memory": limits.memory,
+        "cpu": limits.cpu,
+        "secret_variables": [asdict(secret) for secret in spec.secrets],
     }
     if spec.entrypoint:
         settings["env"] = {**machine_environment(os.environ), **platform_environment(surroundings), **env}
         settings["entrypoint"] = list(spec.entrypoint)
-        settings["folder"] = str(home.bundles / spec.bundle)
-        settings["drain_s"] = surroundings.drain_s
+        settings["port"] = port
+        settings["readiness"] = spec.readiness and asdict(spec.readiness)
+        settings["liveness"] = spec.liveness and asdict(spec.liveness)
         settings["log"] = str(log_file(home, spec.name, instance))
     return settings
+
+
+def _choose_port(wanted: int, taken: Collection[int]) -> int:
+    """Return the port of a program: the one it names where that is free, else another; 0 for none."""
+    if not wanted or (wanted not in taken and process.port_is_free(wanted)):
+        return wanted
+    while (port := process.free_port()) in taken:
+        continue
+    return port
 
 
 @contextlib.contextmanager
@@ -242,7 +278,8 @@ def find_running(home: Home) -> Iterator[Running]:
             state = read_json(folder / "state.json")
             identity = process.ProcessIdentity.from_json(state["process"]) if state is not None else None
             if state is not None and identity is not None and process.is_alive(identity):
-                yield Running(folder.name, str(state["container"]), int(state["version"]), identity, None)
+                found = str(state["container"]), int(state["version"])
+                yield Running(folder.name, *found, identity, None, int(state["port"]))
                 continue
         except (HomeError, KeyError, ValueError) as error:
             _log.warning("instance-state-unreadable", instance=folder.name, reason=str(error))
@@ -257,6 +294,8 @@ def tidy(home: Home, running: Running) -> None:
         _log.warning("process-left-behind", instance=running.instance, left_pid=left.pid)
         process.terminate(left, 1.0)
     shutil.rmtree(home.instances / running.instance, ignore_errors=True)
+    # What was killed has not removed its control groups.
+    sweep(available(), running.instance)
 
 
 def log_file(home: Home, container: str, instance: str) -> Path:

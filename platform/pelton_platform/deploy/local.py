@@ -16,14 +16,18 @@ from pelton_platform.deploy import bundles, instances
 from pelton_platform.deploy.environments import Environment, Environments
 from pelton_platform.deploy.home import HomeError
 from pelton_platform.deploy.instances import Running, Surroundings
+from pelton_platform.deploy.metering import Metering
 from pelton_platform.deploy.plan import Crashes, Kill, Live, Start, Workload, after_exit, backoff_ms, plan
 from pelton_platform.deploy.port import (
     DRAINING,
     READY,
     STARTING,
+    STOPPING,
     ContainerState,
     InstanceState,
+    status_of,
 )
+from pelton_platform.deploy.resources import shortcomings, this_machine
 from pelton_platform.deploy.secret_store import SecretError, SecretStore
 
 _log = telemetry.get_logger(__name__)
@@ -58,6 +62,8 @@ class LocalDeployer:
         self._lock = threading.RLock()
         self._specs: dict[str, ContainerSpec] = {}
         self._counts: dict[str, int] = {}
+        self._spares_busy: dict[str, bool] = {}
+        self._metering = Metering()
         self._refused: dict[str, str] = {}
         self._crashes: dict[str, Crashes] = {}
         self._running: dict[str, Running] = {}
@@ -79,23 +85,24 @@ class LocalDeployer:
             if known == spec:
                 return
             self._specs[spec.name] = spec
-            self._counts.setdefault(spec.name, max(spec.min_instances, int(bool(spec.entrypoint))))
+            self._counts.setdefault(spec.name, _least(spec))
             self._refused.pop(spec.name, None)
             self._verify(spec)
             _log.info("container-applied", container=spec.name, version=spec.version)
 
-    def scale(self, container: str, count: int) -> None:
+    def scale(self, container: str, count: int, *, spare_busy: bool = False) -> None:
         """Set how many instances the container should have."""
         with self._lock:
-            if container in self._specs and self._counts.get(container) != count:
+            if container in self._specs:
                 self._counts[container] = count
+                self._spares_busy[container] = spare_busy
 
     def remove(self, container: str) -> None:
         """Stop all instances of a container and forget it."""
         with self._lock:
             if self._specs.pop(container, None) is not None:
                 _log.info("container-removed", container=container)
-            for known in (self._counts, self._refused, self._crashes, self._notes):
+            for known in (self._counts, self._spares_busy, self._refused, self._crashes, self._notes):
                 known.pop(container, None)
 
     def observe(self) -> Sequence[ContainerState]:
@@ -116,6 +123,8 @@ class LocalDeployer:
         """Notice what ended, and do what the plan says; True when something was done."""
         with self._lock:
             changed = self._notice_ends()
+            pids = {instance: one.identity.pid for instance, one in self._running.items()}
+            self._metering.measure(self._clock(), pids)
             for action in plan(
                 self._now_ms(), self._workloads(), list(self._live.values()), self._crashes, self._drain_ms
             ):
@@ -135,14 +144,20 @@ class LocalDeployer:
             if one is None:
                 return
             now_ms = self._now_ms()
-            ready = status.state == READY and one.ready_ms is None
-            if ready:
+            ready_ms = one.ready_ms
+            if status.state == READY and ready_ms is None:
+                ready_ms = now_ms
                 _log.info("instance-ready", instance=one.instance, after_ms=now_ms - one.started_ms)
+            elif status.state == STARTING and ready_ms is not None:
+                ready_ms = None
+                _log.warning("instance-not-ready", instance=one.instance, reason=status.reason)
             self._live[one.instance] = replace(
                 one,
                 heard_ms=now_ms,
                 running=status.running,
-                ready_ms=now_ms if ready else one.ready_ms,
+                slots=status.slots,
+                reason=status.reason,
+                ready_ms=ready_ms,
             )
 
     def stop_all(self, also: Callable[[], bool] = lambda: False) -> None:
@@ -186,7 +201,7 @@ class LocalDeployer:
 
     def _workloads(self) -> dict[str, Workload]:
         return {
-            name: Workload(name, spec.version, self._counts[name])
+            name: Workload(name, spec.version, self._counts[name], self._spares_busy.get(name, False))
             for name, spec in self._specs.items()
             if name not in self._refused
         } | {
@@ -217,7 +232,8 @@ class LocalDeployer:
             if environment is None:
                 return
             values = self._secrets.values_for(spec.name, spec.secrets)
-            running = instances.start(spec, self._surroundings, environment, values)
+            taken = {one.port for one in self._running.values()}
+            running = instances.start(spec, self._surroundings, environment, values, taken)
         except (OSError, HomeError, SecretError) as error:
             self._count_crash(spec.name, spec.version, f"it cannot be started: {error}")
             return
@@ -309,22 +325,43 @@ class LocalDeployer:
         spec = self._specs.get(container)
         mine = [one for one in self._live.values() if one.container == container]
         states = tuple(
-            InstanceState(one.instance, one.version, self._running[one.instance].identity.pid, _phase(one))
-            for one in sorted(mine, key=lambda one: (one.started_ms, one.instance))
+            self._instance_state(one) for one in sorted(mine, key=lambda one: (one.started_ms, one.instance))
         )
         if spec is None:
-            return ContainerState(container, 0, 0, states, "it was removed")
+            return ContainerState(container, 0, 0, states, "it was removed", status=STOPPING)
         refused = self._refused.get(container, "")
+        crash = self._crash_reason(spec)
+        crashes = self._crashes.get(container)
+        wanted = self._counts[container]
         return ContainerState(
             container,
             spec.version,
-            self._counts[container],
+            wanted,
             states,
-            refused
-            or self._crash_reason(spec)
-            or ("its image is built" if container in self._building else ""),
+            refused or crash or ("its image is built" if container in self._building else ""),
             bool(refused),
-            self._notes.get(container, ()),
+            (*self._notes.get(container, ()), *shortcomings(spec, this_machine())),
+            status_of(
+                wanted,
+                states,
+                crashing=bool(crash) and crashes is not None and crashes.count > 1,
+                refused=bool(refused),
+            ),
+        )
+
+    def _instance_state(self, one: Live) -> InstanceState:
+        running, use = self._running[one.instance], self._metering.of(one.instance)
+        return InstanceState(
+            one.instance,
+            one.version,
+            running.identity.pid,
+            _phase(one),
+            one.reason,
+            running.port,
+            one.running,
+            one.slots,
+            use.cpu,
+            use.memory,
         )
 
     def _crash_reason(self, spec: ContainerSpec) -> str:
@@ -341,6 +378,11 @@ class LocalDeployer:
             return crashes.reason
         pause_s = backoff_ms(crashes.count) / 1000
         return f"{crashes.reason} ({crashes.count} times in a row; a new start every {pause_s:g} s)"
+
+
+def _least(spec: ContainerSpec) -> int:
+    """Instances of a container of which nothing more is known."""
+    return max(spec.min_instances, int(bool(spec.entrypoint) and spec.lag is None))
 
 
 def _phase(one: Live) -> str:

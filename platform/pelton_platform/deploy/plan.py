@@ -26,11 +26,14 @@ class Workload:
         container: Its name.
         version: The version to run.
         count: How many instances.
+        spares_busy: Whether one that runs attempts is left alone where fewer are needed, since it would not
+            finish them in its drain time.
     """
 
     container: str
     version: int
     count: int
+    spares_busy: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +48,8 @@ class Live:
         ready_ms: When it was first seen ready; None when it was not yet.
         heard_ms: When it was last heard of (its start counts).
         running: Attempts it runs.
+        slots: Room for attempts.
+        reason: What it says is wrong with it.
         stopping_ms: When it was told to stop; None when it was not.
     """
 
@@ -56,6 +61,8 @@ class Live:
     heard_ms: int
     running: int = 0
     stopping_ms: int | None = None
+    slots: int = 0
+    reason: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,5 +188,9 @@ def _plan_one(now_ms: int, workload: Workload, mine: Sequence[Live], crashes: Cr
     if missing < 0:
         # Those that are of least use go first: not ready, then idle, then youngest.
         current.sort(key=lambda one: (one.ready_ms is not None, one.running, -one.started_ms, one.instance))
-        actions += [Stop(one.instance, "fewer instances are needed") for one in current[:-missing]]
+        actions += [
+            Stop(one.instance, "fewer instances are needed")
+            for one in current[:-missing]
+            if not (workload.spares_busy and one.running)
+        ]
     return actions

@@ -13,6 +13,13 @@ READY = "ready"
 DRAINING = "draining"
 FAILED = "failed"
 
+RUNNING = "running"
+STOPPING = "stopping"
+STOPPED = "stopped"
+CRASH_LOOP = "crash-loop"
+REFUSED = "refused"
+UNKNOWN = "unknown"
+
 
 @dataclass(frozen=True, slots=True)
 class InstanceState:
@@ -24,6 +31,11 @@ class InstanceState:
         pid: Pid of its first process, 0 where there is none to see.
         state: `starting`, `ready`, `draining` or `failed`.
         reason: Why it is not ready, "" when all is well.
+        port: TCP port of this machine at which its program is to listen, 0 for none.
+        running: Attempts it runs.
+        slots: Room for attempts.
+        cpu: Cores it uses, on average of the last seconds.
+        memory: Bytes resident, with all it started.
     """
 
     instance: str
@@ -31,6 +43,11 @@ class InstanceState:
     pid: int
     state: str
     reason: str = ""
+    port: int = 0
+    running: int = 0
+    slots: int = 0
+    cpu: float = 0.0
+    memory: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +61,8 @@ class ContainerState:
         instances: Those it has.
         reason: Why it has fewer than wanted, "" when all is well.
         refused: Whether it cannot run at all until it is deployed again.
-        notes: What is not as its image says, one sentence each.
+        notes: What is not as its image or its resources say, one sentence each.
+        status: All of this in a word, see `status_of`.
     """
 
     container: str
@@ -54,6 +72,26 @@ class ContainerState:
     reason: str = ""
     refused: bool = False
     notes: tuple[str, ...] = ()
+    status: str = UNKNOWN
+
+
+def status_of(wanted: int, instances: Sequence[InstanceState], *, crashing: bool, refused: bool) -> str:
+    """Say in a word how a container is.
+
+    Args:
+        wanted: Instances it should have.
+        instances: Those it has.
+        crashing: Whether it ended again and again lately, and none has been well since.
+        refused: Whether it cannot run until it is deployed again.
+    """
+    ready = sum(one.state == READY for one in instances)
+    if refused:
+        return REFUSED
+    if not wanted:
+        return STOPPING if instances else STOPPED
+    if crashing and not ready:
+        return CRASH_LOOP
+    return RUNNING if ready >= wanted else STARTING
 
 
 class DeployerPort(Protocol):
@@ -62,8 +100,14 @@ class DeployerPort(Protocol):
     def apply(self, spec: ContainerSpec) -> None:
         """Make this the version of the container; instances of another one are replaced, new ones first."""
 
-    def scale(self, container: str, count: int) -> None:
-        """Set how many instances the container should have; unknown containers are ignored."""
+    def scale(self, container: str, count: int, *, spare_busy: bool = False) -> None:
+        """Set how many instances the container should have; unknown containers are ignored.
+
+        Args:
+            container: Its name.
+            count: How many.
+            spare_busy: Leave those alone that run attempts where fewer are needed.
+        """
 
     def remove(self, container: str) -> None:
         """Stop all instances of a container and forget it."""

@@ -14,12 +14,18 @@ from pathlib import Path
 from typing import IO, Any
 
 from pelton_platform import process
+from pelton_platform.confinement import Confinement, Limits
 from pelton_platform.deploy import image_root
 from pelton_platform.deploy.output import BoundedFile, LineQueue, pump
+from pelton_platform.deploy.probing import Health, probe_of, run_beside
 from pelton_platform.redaction import Redactor
 
 STATUS_INTERVAL_S = 2.0
+EXIT_UNWELL = 4
+"""Exit code of an instance whose program was ended because it was not well."""
+
 _FLUSH_S = 5.0
+_UNWELL_S = 5.0
 
 
 class Program:
@@ -34,6 +40,8 @@ class Program:
         self._told_to_end = threading.Event()
         self._over = threading.Event()
         self._child: subprocess.Popen[bytes] | None = None
+        self._health: Health | None = None
+        self._failed = ""
 
     def run(self) -> int:
         """Run the program to its end; returns its exit code, 0 when it ended because it was told to."""
@@ -41,18 +49,32 @@ class Program:
             signal.signal(number, lambda *_: self._told_to_end.set())
         settings = self._settings
         command, folder = _placed(settings)
+        env = {**settings["env"], **self._secrets}
+        confinement = Confinement(
+            Limits(settings["memory"], settings["cpu"]),
+            settings["instance"],
+            lambda: self._fail("it took more memory than it may", 0.0),
+        )
         try:
             self._child = child = process.spawn(
                 command,
-                env={**settings["env"], **self._secrets},
+                env=env,
                 cwd=folder,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
                 die_with_parent=True,
             )
+            confinement.hold(child.pid)
         except OSError as error:
             print(f"{' '.join(command)}: {error.strerror}", flush=True)
             return 127
+        self._health = Health(
+            probe_of(settings["readiness"]),
+            probe_of(settings["liveness"]),
+            settings["port"],
+            lambda words, seconds: run_beside(words, seconds, env=env, folder=folder),
+            self._fail,
+        )
         readers = [self._read(child.stdout, "stdout"), self._read(child.stderr, "stderr")]
         # The connection to Kafka is made while the program runs already.
         speaker = threading.Thread(target=self._speak, args=(child.pid,), name="speaker", daemon=True)
@@ -67,7 +89,21 @@ class Program:
             reader.join(timeout=1.0)
         self._lines.close()
         speaker.join(timeout=2 * _FLUSH_S)
+        exceeded, peak = confinement.exceeded(), confinement.peak()
+        confinement.close()
+        if exceeded and child.wait() == -signal.SIGKILL:
+            self._failed = f"it took more memory than it may, {peak / 2**20:.0f} MiB at its peak"
+        if self._failed:
+            # The deployer tells the last line.
+            self._kept.write(f"{self._failed}\n".encode())
+            return EXIT_UNWELL
         return 0 if self._told_to_end.is_set() else _exit_code(child.wait())
+
+    def _fail(self, reason: str, grace_s: float = _UNWELL_S) -> None:
+        """End the program, which is not well; the instance ends with it, and is started again."""
+        self._failed = self._failed or reason
+        if self._child is not None and self._child.poll() is None:
+            process.terminate_child(self._child, min(grace_s, float(self._settings["drain_s"])))
 
     def _read(self, stream: IO[bytes] | None, source: str) -> threading.Thread:
         if stream is None:
@@ -84,6 +120,8 @@ class Program:
     def _await_end(self, child: subprocess.Popen[bytes]) -> None:
         child.wait()
         self._over.set()
+        if self._health is not None:
+            self._health.changed.set()
 
     def _end_when_told(self, child: subprocess.Popen[bytes]) -> None:
         self._told_to_end.wait()
@@ -95,6 +133,8 @@ class Program:
         from pelton_platform.deploy.voice import Voice
 
         voice = Voice(self._settings, pid, socket.gethostname())
+        if self._health is not None:
+            self._health.start(self._over)
         beating = threading.Thread(target=self._beat, args=(voice,), name="heartbeat", daemon=True)
         beating.start()
         while lines := self._lines.take():
@@ -104,9 +144,11 @@ class Program:
         voice.leave(_FLUSH_S)
 
     def _beat(self, voice: Any) -> None:
-        while not self._over.is_set():
-            voice.beat(draining=self._told_to_end.is_set())
-            self._over.wait(STATUS_INTERVAL_S)
+        health = self._health
+        while not self._over.is_set() and health is not None:
+            voice.beat(draining=self._told_to_end.is_set(), ready=health.ready, reason=health.reason)
+            health.changed.wait(STATUS_INTERVAL_S)
+            health.changed.clear()
 
 
 def _placed(settings: Mapping[str, Any]) -> tuple[list[str], Path]:

@@ -31,6 +31,7 @@ from pelton_platform.deploy.home import Home, deploy_lock, read_json
 from pelton_platform.deploy.interpreters import find as find_python
 from pelton_platform.deploy.interpreters import this_python
 from pelton_platform.deploy.registry import Registry, RegistryWriter
+from pelton_platform.deploy.resources import shortcomings, this_machine
 from pelton_platform.deploy.secret_store import SecretStore
 from pelton_platform.deploy.sources import Source
 
@@ -165,6 +166,7 @@ class Publisher:
         *,
         dry_run: bool = False,
         strict_python: bool = False,
+        strict_resources: bool = False,
         force: bool = False,
     ) -> Outcome:
         """Deploy what a file or a program defines.
@@ -174,6 +176,7 @@ class Publisher:
             collected: What it defines.
             dry_run: Check and compare, but build and write nothing.
             strict_python: Refuse images whose Python this machine does not have.
+            strict_resources: Refuse containers that ask for more than this machine has.
             force: Take signatures that do not fit calls which wait; those fail.
 
         Raises:
@@ -182,6 +185,8 @@ class Publisher:
         """
         outcome = Outcome(source.name, dry_run=dry_run)
         values = self._check(collected, outcome)
+        for container in collected.containers:
+            _check_resources(container, outcome, strict=strict_resources)
         for container in collected.containers:
             self._prepare_image(container, source, outcome, strict_python=strict_python)
         with deploy_lock(self._home):
@@ -300,7 +305,12 @@ class Publisher:
             )
             # A bundle that had to be stored again was missing or damaged: the deployer may have refused it.
             anew = bundle.new or container.name in fresh_secrets or bool(moved.intersection(hosted))
-            containers[spec.name] = _settle("container", before, spec, changes, anew=anew)
+            settled: ContainerSpec = _settle("container", before, spec, changes, anew=anew)
+            if settled is before and before.fixed_instances is not None:
+                # A deploy takes the number of instances back that was set by hand.
+                settled = replace(before, fixed_instances=None)
+                changes[-1] = Change("container", before.name, before.version, CHANGED)
+            containers[spec.name] = settled
         removed, warnings = self._leave_others(functions, containers, known_containers, changes)
         return Plan(functions, containers, tuple(removed), tuple(changes), tuple(warnings))
 
@@ -392,6 +402,17 @@ class Publisher:
         )
 
 
+def _check_resources(container: Container, outcome: Outcome, *, strict: bool) -> None:
+    """Warn of what a container asks for and this machine does not have, or refuse it."""
+    short = shortcomings(container, this_machine())
+    if strict and short:
+        raise DeployError(
+            f"container {container.name!r} {'; '.join(short)}: ask for less, or deploy without "
+            "--strict-resources, and it gets what there is"
+        )
+    outcome.warnings += [f"container {container.name!r} {one}: it gets what there is" for one in short]
+
+
 def _stored_names(collected: Collected) -> dict[str, dict[str, str]]:
     """The names of the stored secrets of containers, by container and variable."""
     return {
@@ -452,10 +473,11 @@ def await_deployer(
         pause.wait(_LOOK_S)
 
 
-def fails(state: Mapping[str, Any]) -> bool:
-    """Say whether a container that should run has no ready instance of its version."""
-    ready = [one for one in state["instances"] if one["state"] == "ready"]
-    return bool(state["reason"]) and state["wanted"] > 0 and not ready
+def failure(state: Mapping[str, Any]) -> str:
+    """Say why a container that should run has no ready instance; "" when it has one, or needs none."""
+    if not state["wanted"] or any(one["state"] == "ready" for one in state["instances"]):
+        return ""
+    return str(state["reason"] or next((one["reason"] for one in state["instances"]), ""))
 
 
 def _refuse(states: Mapping[str, Any]) -> None:

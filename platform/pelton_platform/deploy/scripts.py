@@ -18,7 +18,7 @@ from pelton_platform.deploy.publish import (
     Outcome,
     Publisher,
     await_deployer,
-    fails,
+    failure,
 )
 from pelton_platform.deploy.sources import of_program
 from pelton_platform.settings import load_settings
@@ -45,8 +45,8 @@ def deploy(collected: Collected, config: ConnectionConfig, main: ModuleType) -> 
     versions = {change.name: change.version for change in outcome.changes if change.kind == "container"}
     states = await_deployer(home, versions, act_s=ACT_S, ready_s=READY_S, tell=_tell)
     for name, state in states.items():
-        if fails(state):
-            raise DeployError(f"container {name!r} does not run: {state['reason']}")
+        if why := failure(state):
+            raise DeployError(f"container {name!r} does not run: {why}")
 
 
 def _tell_changes(outcome: Outcome) -> None:

@@ -14,7 +14,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from pelton.core.scaling import Bounds, Load, Need, Needs, desired, needed, remember
 from pelton.core.spec import ContainerSpec, FunctionSpec, InstanceStatus
 from pelton.errors import PeltonError, TransportError
 from pelton.protocol.signing import Keyring
@@ -27,18 +26,22 @@ from pelton.transport.kafka.ranges import RangeReader
 from pelton.transport.payloads import store_of
 from pelton_platform import telemetry
 from pelton_platform.deploy import sweeping
-from pelton_platform.deploy.backlog import Backlog, Trimmer
+from pelton_platform.deploy.backlog import Backlog, Count, Trimmer
 from pelton_platform.deploy.home import write_json
 from pelton_platform.deploy.instances import Surroundings
 from pelton_platform.deploy.local import LocalDeployer
 from pelton_platform.deploy.port import FAILED
 from pelton_platform.deploy.registry import Registry, RegistryWriter
+from pelton_platform.deploy.scaler import Lag, Scaler, Scaling
 from pelton_platform.deploy.settings import DeployerSettings
 
 LOOK_INTERVAL_S = 0.2
 """How often waiting calls are looked for: what a first call waits, at most, before an instance starts."""
 
 HEARTBEAT_S = 2.0
+MEASURES_S = 1.0
+"""What is only measured (CPU, memory, rates) is told so often; all else at once."""
+
 TRIM_INTERVAL_S = 60.0
 GONE_AFTER_MS = 10_000
 """A status older than this, of an instance that nobody here knows, is of one that is gone."""
@@ -60,13 +63,16 @@ class Deployer:
         self._wake = threading.Event()
         self._stopping = threading.Event()
         self._at_once = threading.Event()
-        self._backlog: dict[str, int] = {}
-        self._needs: dict[str, Needs] = {}
+        self._counts: tuple[int, dict[str, Count]] = (-1, {})
+        self._lags: dict[str, Lag] = {}
+        self._scaler = Scaler(settings.keep_warm_ms, settings.cool_down_ms, settings.drain_ms)
+        self._scalings: dict[str, Scaling] = {}
         self._heard: dict[str, InstanceStatus] = {}
         self._ended: set[tuple[str, str]] = set()
         self._clock = BrokerClock()
         self._started_ms = 0
         self._written: dict[str, Any] = {}
+        self._written_at = 0.0
         surroundings = Surroundings(
             settings.home,
             settings.config,
@@ -79,7 +85,7 @@ class Deployer:
         # Instances of a deployer before this one were needed until now, as far as anybody knows.
         now_ms = int(time.monotonic() * 1000)
         for state in self._port.observe():
-            self._needs[state.container] = (Need(now_ms, len(state.instances)),)
+            self._scaler.found(state.container, len(state.instances), now_ms)
 
     def stop(self, *, at_once: bool = False) -> None:
         """Ask `run` to stop all instances and return; may be called from a signal handler."""
@@ -155,13 +161,15 @@ class Deployer:
         make_rest = time.monotonic() + _REST_AFTER_S
         while not self._stopping.is_set():
             began = time.monotonic()
-            functions, _, _ = registry.snapshot()
+            functions, containers, _ = registry.snapshot()
             try:
+                before = self._counts[1], self._lags
                 if functions:
-                    found = backlog.look(functions)
-                    if found != self._backlog:
-                        self._backlog = found
-                        self._wake.set()
+                    backlog.look(functions)
+                    self._counts = int(began * 1000), backlog.counts()
+                self._lags = _lags(backlog, containers)
+                if (self._counts[1], self._lags) != before:
+                    self._wake.set()
                 if began >= make_rest:
                     topics = Topics(self._settings.config.namespace)
                     admin.create_topics(topics.control_topic_plans(len(admin.brokers())))
@@ -219,8 +227,7 @@ class Deployer:
         for status in statuses.values():
             if status.container and self._port.knows(status.instance):
                 self._hear(status)
-        for spec in containers.values():
-            self._port.scale(spec.name, self._count(spec, functions))
+        self._scale(functions, containers)
         changed = self._port.turn()
         self._bury(writer)
         return self._publish() or changed
@@ -231,23 +238,22 @@ class Deployer:
             self._heard[status.instance] = status
             self._port.heard(status)
 
-    def _count(self, spec: ContainerSpec, functions: Mapping[str, FunctionSpec]) -> int:
-        if spec.entrypoint:
-            return max(1, spec.min_instances)
+    def _scale(self, functions: Mapping[str, FunctionSpec], containers: Mapping[str, ContainerSpec]) -> None:
+        states = {state.container: state for state in self._port.observe()}
+        self._scaler.observe(*self._counts, containers, states)
         now_ms = int(time.monotonic() * 1000)
-        hosted = [name for name in spec.functions if name in functions]
-        loads = [Load(self._backlog.get(name, 0), 0) for name in hosted]
-        bounds = Bounds(
-            spec.min_instances,
-            spec.max_instances,
-            spec.max_concurrent_requests,
-            self._settings.keep_warm_ms,
-        )
-        needs = remember(
-            self._needs.get(spec.name, ()), now_ms, needed(loads, bounds.slots), bounds.keep_warm_ms
-        )
-        self._needs[spec.name] = needs
-        return desired(bounds, needs)
+        scalings = {}
+        for spec in containers.values():
+            lag = self._lags.get(spec.name)
+            found = self._scaler.decide(spec, functions, states.get(spec.name), lag, now_ms)
+            before = self._scalings.get(spec.name)
+            if before is None or before.wanted != found.wanted:
+                _log.info(
+                    "container-scaled", container=spec.name, instances=found.wanted, reason=found.reason
+                )
+            self._port.scale(spec.name, found.wanted, spare_busy=found.spare_busy)
+            scalings[spec.name] = found
+        self._scalings = scalings
 
     # --- what it says ---
 
@@ -295,13 +301,42 @@ class Deployer:
 
     def _publish(self) -> bool:
         """Write what became of each container where commands find it; True when it changed."""
-        found = {state.container: asdict(state) for state in self._port.observe()}
-        data = {"pid": os.getpid(), "deployer": self._id, "containers": found}
-        if data == self._written:
-            return False
-        write_json(self._settings.home.deployer_file, data)
-        self._written = data
-        return True
+        states = self._port.observe()
+        data = {
+            "pid": os.getpid(),
+            "deployer": self._id,
+            "containers": {state.container: asdict(state) for state in states},
+        }
+        scalings = {name: asdict(found) for name, found in self._scalings.items()}
+        now = time.monotonic()
+        changed = _without_measures(data) != self._written
+        if changed or now - self._written_at >= MEASURES_S:
+            self._written, self._written_at = _without_measures(data), now
+            write_json(self._settings.home.deployer_file, {**data, "scaling": scalings})
+        return changed
+
+
+def _without_measures(data: Mapping[str, Any]) -> dict[str, Any]:
+    """What of the deployer's state file is told at once when it changes."""
+    return {
+        name: {
+            **state,
+            "instances": [{**one, "cpu": 0, "memory": 0, "running": 0} for one in state["instances"]],
+        }
+        for name, state in data["containers"].items()
+    }
+
+
+def _lags(backlog: Backlog, containers: Mapping[str, ContainerSpec]) -> dict[str, Lag]:
+    """What programs that are scaled by it have not read."""
+    found = {}
+    for spec in containers.values():
+        if spec.lag is not None:
+            try:
+                found[spec.name] = Lag(*backlog.lag(spec.lag))
+            except TransportError as error:
+                found[spec.name] = Lag(reason=str(error))
+    return found
 
 
 def serve(settings: DeployerSettings) -> None:

@@ -23,6 +23,7 @@ class DeployerSettings:
         keep_warm_ms: How long an instance stays after it was last needed.
         drain_ms: How long a stopping instance may take.
         log_level: Least level of its own log lines and those of instances.
+        cool_down_ms: How long fewer instances must have been enough before some are stopped.
     """
 
     home: Home
@@ -32,6 +33,7 @@ class DeployerSettings:
     drain_ms: int
     log_level: str = "INFO"
     over: Mapping[str, str] = field(default_factory=dict)
+    cool_down_ms: int = 30_000
 
     def to_json(self) -> dict[str, Any]:
         """Return plain data for the file that the deployer reads."""
@@ -48,6 +50,7 @@ class DeployerSettings:
             "drain_ms": self.drain_ms,
             "log_level": self.log_level,
             "over": dict(self.over),
+            "cool_down_ms": self.cool_down_ms,
         }
 
     @classmethod
@@ -71,4 +74,5 @@ class DeployerSettings:
             data["drain_ms"],
             data["log_level"],
             data["over"],
+            data["cool_down_ms"],
         )

@@ -16,7 +16,7 @@ from pelton.transport.kafka.producer import RecordProducer
 from pelton.transport.log import KafkaFailure
 from pelton_platform import telemetry
 from pelton_platform.deploy.output import Line
-from pelton_platform.deploy.port import DRAINING, READY
+from pelton_platform.deploy.port import DRAINING, READY, STARTING
 from pelton_platform.deploy.registry import RegistryWriter
 
 _log = telemetry.get_logger(__name__)
@@ -49,19 +49,20 @@ class Voice:
         self._started_ms = self._clock.now_ms()
         self._lost = 0
 
-    def beat(self, *, draining: bool) -> None:
+    def beat(self, *, draining: bool, ready: bool, reason: str) -> None:
         """Write the status."""
         settings = self._settings
         self._writer.write_status(
             InstanceStatus(
                 container=settings["container"],
                 instance=settings["instance"],
-                state=DRAINING if draining else READY,
+                state=DRAINING if draining else READY if ready else STARTING,
                 host=self._host,
                 pid=self._pid,
                 version=settings["version"],
                 started_ms=self._started_ms,
                 seen_ms=self._clock.now_ms(),
+                reason=reason,
             )
         )
 

@@ -29,7 +29,8 @@ class SupervisorSettings:
         env: Default variables of containers.
         over: Those that the command line gave, which win.
         sasl: Whether the embedded broker takes logins too.
-        keep_warm_ms: How long an instance stays after it was last needed.
+        keep_warm_ms: How long the last instance stays after it was needed.
+        cool_down_ms: How long fewer instances must have been enough before some are stopped.
         drain_ms: How long a stopping instance may take.
         log_level: Least level of log lines.
     """
@@ -47,6 +48,7 @@ class SupervisorSettings:
     over: Mapping[str, str] = field(default_factory=dict)
     sasl: bool = False
     keep_warm_ms: int = 30_000
+    cool_down_ms: int = 30_000
     drain_ms: int = 30_000
     log_level: str = "INFO"
 
@@ -66,6 +68,7 @@ class SupervisorSettings:
             env=settings.env,
             sasl=settings.sasl,
             keep_warm_ms=round(settings.keep_warm.total_seconds() * 1000),
+            cool_down_ms=round(settings.cool_down.total_seconds() * 1000),
             drain_ms=round(settings.drain.total_seconds() * 1000),
             log_level=settings.log_level,
         )
@@ -86,6 +89,7 @@ class SupervisorSettings:
             "over": dict(self.over),
             "sasl": self.sasl,
             "keep_warm_ms": self.keep_warm_ms,
+            "cool_down_ms": self.cool_down_ms,
             "drain_ms": self.drain_ms,
             "log_level": self.log_level,
         }

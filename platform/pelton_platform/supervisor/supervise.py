@@ -244,6 +244,7 @@ class Supervisor:
             settings.drain_ms,
             settings.log_level,
             settings.over,
+            settings.cool_down_ms,
         )
         write_json(home.deployer_config, told.to_json())
         log = home.logs / "deployer.log"

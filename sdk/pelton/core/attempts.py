@@ -248,8 +248,17 @@ class Attempts:
             self._free(run)
             self._give_up(run, Failure("RecordError", reason, "", "INVALID_ARGUMENT"))
 
-    def executor_died(self, now_ms: int, run_ids: Sequence[int], reason: str) -> None:
-        """An executor ended with these runs in it: an attempt if it was alone, else a delivery of each."""
+    def executor_died(
+        self, now_ms: int, run_ids: Sequence[int], reason: str, *, memory: bool = False
+    ) -> None:
+        """An executor ended with these runs in it: an attempt if it was alone, else a delivery of each.
+
+        Args:
+            now_ms: monotonic milliseconds.
+            run_ids: all runs that were in it.
+            reason: one sentence for people.
+            memory: it took more memory than it may: a run that was alone in it would do so again.
+        """
         self._now = now_ms
         hit = [
             run for run in map(self._runs.get, run_ids) if run is not None and run.state is RunState.RUNNING
@@ -262,7 +271,10 @@ class Attempts:
             if run.cancelled:
                 self._end_cancelled(run, None)
             elif alone:
-                self._failed(run, Failure("ExecutorLost", reason, "", "UNAVAILABLE", True))
+                kind, code = (
+                    ("OutOfMemory", "RESOURCE_EXHAUSTED") if memory else ("ExecutorLost", "UNAVAILABLE")
+                )
+                self._failed(run, Failure(kind, reason, "", code, True))
             else:
                 self.counters["deliveries_lost"] += 1
                 self._kill(run)

@@ -102,6 +102,44 @@ class SecretRef:
 
 
 @dataclass(frozen=True, slots=True)
+class ProbeSpec:
+    """How a deployer asks an instance of a program whether it is well.
+
+    Attributes:
+        kind: "http", "tcp" or "exec".
+        port: TCP port; 0 for the one the instance was given.
+        path: of an http probe, e.g. "/healthz"; answers from 200 to 399 are well.
+        command: of an exec probe; exit code 0 is well.
+        period_ms: time between two probes.
+        timeout_ms: how long one may take.
+        failures: so many failures in a row count.
+    """
+
+    kind: str
+    port: int = 0
+    path: str = ""
+    command: tuple[str, ...] = ()
+    period_ms: int = 2_000
+    timeout_ms: int = 1_000
+    failures: int = 3
+
+
+@dataclass(frozen=True, slots=True)
+class LagSpec:
+    """A topic by whose unread records a program is scaled.
+
+    Attributes:
+        topic: its name.
+        group: the consumer group that reads it.
+        per_instance: unread records for each instance.
+    """
+
+    topic: str
+    group: str
+    per_instance: int
+
+
+@dataclass(frozen=True, slots=True)
 class ContainerSpec:
     """What the registry knows of a container (key `NAME/spec` of `control.containers`).
 
@@ -120,6 +158,11 @@ class ContainerSpec:
         max_concurrent_requests: slots of one executor.
         entrypoint: command of a plain program; empty for functions.
         deployed_ms, digest: as in FunctionSpec.
+        port: TCP port that a program listens on; 0 for none.
+        readiness: when it answers, an instance of a program is ready; None: when it has started.
+        liveness: when it fails, an instance of a program is started again; None for never.
+        lag: by what a program is scaled; None for the CPU it uses.
+        fixed_instances: number of instances that was set by hand, until the next deploy; None for none.
     """
 
     name: str
@@ -138,6 +181,11 @@ class ContainerSpec:
     entrypoint: tuple[str, ...] = ()
     deployed_ms: int = 0
     digest: str = ""
+    port: int = 0
+    readiness: ProbeSpec | None = None
+    liveness: ProbeSpec | None = None
+    lag: LagSpec | None = None
+    fixed_instances: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,9 @@ from pelton.core.spec import (
     FunctionSpec,
     ImageSpec,
     InstanceStatus,
+    LagSpec,
     ParameterSpec,
+    ProbeSpec,
     SecretRef,
 )
 from pelton.errors import RecordError
@@ -19,6 +21,7 @@ from pelton.protocol.avro import Subject, Values
 from pelton.protocol.text import clean_text
 
 ORDERINGS: Final = ("none", "key")
+PROBES: Final = ("http", "tcp", "exec")
 FUNCTION_SPEC: Final = Subject("function_spec")
 CONTAINER_SPEC: Final = Subject("container_spec")
 INSTANCE_STATUS: Final = Subject("instance_status")
@@ -80,6 +83,9 @@ def encode_container_spec(spec: ContainerSpec) -> bytes:
             },
             "env": [{"name": name, "value": value} for name, value in spec.env],
             "secrets": [_plain(secret) for secret in spec.secrets],
+            "readiness": spec.readiness and _plain(spec.readiness),
+            "liveness": spec.liveness and _plain(spec.liveness),
+            "lag": spec.lag and _plain(spec.lag),
         }
     )
 
@@ -105,8 +111,20 @@ def decode_container_spec(data: bytes | None) -> ContainerSpec:
             "env": tuple((variable["name"], variable["value"]) for variable in values["env"]),
             "secrets": tuple(SecretRef(**secret) for secret in values["secrets"]),
             "entrypoint": tuple(values["entrypoint"]),
+            "readiness": _probe(values["readiness"]),
+            "liveness": _probe(values["liveness"]),
+            "lag": values["lag"] and LagSpec(**values["lag"]),
         }
     )
+
+
+def _probe(values: Values | None) -> ProbeSpec | None:
+    if values is None:
+        return None
+    _check_positive("probe", values)
+    if values["kind"] not in PROBES:
+        raise RecordError(f"a container_spec with a probe unknown here: {values['kind'][:80]!r}")
+    return ProbeSpec(**{**values, "command": tuple(values["command"])})
 
 
 def encode_instance_status(status: InstanceStatus) -> bytes:
