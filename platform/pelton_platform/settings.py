@@ -58,6 +58,10 @@ class PeltonSettings(Struct, frozen=True, kw_only=True):
         _Port | None,
         Meta(description="Port of the embedded broker. Unset: that of the last start, else 9092, else any."),
     ] = None
+    gateway_port: Annotated[
+        _Port | None,
+        Meta(description="Port of the gateway. Unset: 8750, or any where that is taken."),
+    ] = None
     java_flags: Annotated[
         str,
         Meta(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -126,12 +126,12 @@ def test_probes_say_what_to_ask() -> None:
         (lambda: Probe.exec("true"), "command is a list of str"),
         (lambda: Container(**PROGRAM, readiness=Probe.http()), "readiness asks at a port"),
         (lambda: Container(**PROGRAM, liveness=Probe.tcp()), "liveness asks at a port"),
-        (lambda: Container(**PROGRAM, liveness="/healthz"), "liveness is a Probe"),
+        (lambda: Container(**PROGRAM, liveness=cast(Any, "/healthz")), "liveness is a Probe"),
         (lambda: Container(**PROGRAM, port=70_000), "port is between"),
         (lambda: Container(name="c", port=80), "port= is for programs"),
         (lambda: Container(name="c", readiness=Probe.tcp(port=1)), "readiness= is for programs"),
         (lambda: Container(name="c", scale_on=KafkaLag("t", "g")), "scale_on= is for programs"),
-        (lambda: Container(**PROGRAM, scale_on="t"), "scale_on is a KafkaLag"),
+        (lambda: Container(**PROGRAM, scale_on=cast(Any, "t")), "scale_on is a KafkaLag"),
         (lambda: Container(**PROGRAM, min_instances=0), "nothing would start an instance"),
         (lambda: KafkaLag("a b", "g"), "topic is the name of a topic"),
         (lambda: KafkaLag("t", ""), "group is the id of a consumer group"),

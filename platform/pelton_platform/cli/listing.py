@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
@@ -68,12 +68,22 @@ def functions(as_json: Json = False) -> None:
     )
 
 
-def ps(as_json: Json = False) -> None:
+def ps(
+    watch: Annotated[
+        bool,
+        typer.Option("--watch", "-w", help="Show how containers are scaled and why, until Ctrl-C."),
+    ] = False,
+    as_json: Json = False,
+) -> None:
     """List instances, and why they fail.
 
-    With what they run, the pids of their executors, and what is not as their image says.
+    With what they run, the pids of their executors, and what is not as their image says. `--watch` shows
+    containers instead: instances, slots, backlog, rates, and the last decision with its reason.
     """
     from pelton.transport.kafka.probe import broker_now_ms
+
+    if watch:
+        _watch(as_json)
 
     with open_registry() as (config, registry):
         now_ms = broker_now_ms(config)
@@ -97,6 +107,18 @@ def ps(as_json: Json = False) -> None:
         sorted(rows, key=lambda row: str(row[0])),
         empty="no container is deployed; deploy a file with `pelton deploy FILE`",
     )
+
+
+def _watch(as_json: bool) -> NoReturn:
+    from pelton.errors import DeployError
+    from pelton.transport.config import find_context
+    from pelton_platform.cli import watching
+    from pelton_platform.deploy.home import Home
+
+    home = find_context().home
+    if home is None:
+        raise DeployError("--watch needs the home folder of the platform: PELTON_HOME names it")
+    watching.watch(Home(home), as_json)
 
 
 def _notes(config: ConnectionConfig) -> dict[str, list[str]]:

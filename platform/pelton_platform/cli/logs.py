@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import queue
 import re
 import threading
-from collections.abc import Callable, Iterable, Sequence
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -16,11 +14,9 @@ from pelton_platform.cli.console import Json, print_json, tell
 if TYPE_CHECKING:
     from pelton.core.spec import LogRecord as LogLine
     from pelton.transport.config import ConnectionConfig
-    from pelton.transport.log import LogRecord
 
 _DURATION = re.compile(r"(\d+)(s|m|h|d)")
 _UNITS_MS = {"s": 1_000, "m": 60_000, "h": 3_600_000, "d": 86_400_000}
-_READ_S = 30.0
 _LAST_LINES_S = 2.0
 
 
@@ -38,12 +34,13 @@ def logs(
     Lines are kept for a day.
     """
     from pelton.transport.config import find_context
+    from pelton_platform.deploy.logbook import LogTopic, selector
 
     match = _DURATION.fullmatch(since)
     if match is None:
         raise typer.BadParameter("--since is a number and a unit: 30s, 10m, 2h, 1d")
     wanted = selector(name)
-    with LogTopic(find_context()) as topic:
+    with LogTopic(find_context(), tell) as topic:
         reached = topic.read_past(int(match[1]) * _UNITS_MS[match[2]])
         lines = sorted((line for line in reached.lines if wanted(line)), key=lambda line: line.at_ms)
         for line in lines[-tail:] if tail else []:
@@ -55,17 +52,6 @@ def logs(
         for line in topic.follow(reached.ends):
             if wanted(line):
                 show(line, as_json)
-
-
-def selector(name: str) -> Callable[[LogLine], bool]:
-    """Return what decides whether a line belongs to a function, container or call of this name."""
-    from pelton.core.call import parse_call_id
-
-    try:
-        call_id = parse_call_id(name)
-    except ValueError:
-        return lambda line: name in (line.function, line.container, line.instance)
-    return lambda line: line.call_id == call_id
 
 
 def show(line: LogLine, as_json: bool, *, err: bool = False) -> None:
@@ -101,93 +87,13 @@ def show(line: LogLine, as_json: bool, *, err: bool = False) -> None:
     typer.echo(" ".join(word for word in words if word), err=err)
 
 
-class Past:
-    """Lines that were there, and where the log ended then."""
-
-    def __init__(self, lines: list[LogLine], ends: dict[Any, int]) -> None:
-        self.lines = lines
-        self.ends = ends
-
-
-class LogTopic:
-    """The log topic of a platform; a context manager."""
-
-    def __init__(self, config: ConnectionConfig) -> None:
-        from pelton.protocol.topics import CONTROL_PARTITIONS, Control, Topics
-        from pelton.transport.kafka.reader import PartitionReader
-
-        topic = Topics(config.namespace).control(Control.LOGS)
-        self._config = config
-        self._places = [(topic, number) for number in range(CONTROL_PARTITIONS)]
-        self._came: queue.SimpleQueue[Sequence[LogRecord]] = queue.SimpleQueue()
-        self._reader = PartitionReader(config, self._came.put)
-
-    def __enter__(self) -> LogTopic:
-        """Return the topic."""
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        """End the connection."""
-        self._reader.close()
-
-    def ends(self) -> dict[Any, int]:
-        """Return where the log ends now."""
-        return self._reader.ends(self._places)
-
-    def read_past(self, back_ms: int) -> Past:
-        """Read what was logged in the last so many milliseconds."""
-        from pelton.transport.kafka.probe import broker_now_ms
-
-        since_ms = broker_now_ms(self._config) - back_ms
-        ends = self.ends()
-        starts = self._reader.offsets_for_time(self._places, since_ms)
-        spans = {place: (starts[place], ends[place]) for place in self._places if starts[place] >= 0}
-        records = (record for batch in self._reader.ranges.read(spans, _READ_S) for record in batch)
-        return Past(decode(records), ends)
-
-    def follow(self, ends: dict[Any, int]) -> Iterable[LogLine]:
-        """Yield what is logged from there on, for ever."""
-        self._reader.follow_all(ends)
-        while True:
-            try:
-                batch = self._came.get(timeout=0.5)
-            except queue.Empty:
-                continue  # lets Ctrl-C through where a blocked get does not
-            yield from decode(batch)
-
-    def take(self, timeout_s: float) -> Sequence[LogRecord]:
-        """Return records that have come; none when nothing comes in time."""
-        try:
-            return self._came.get(timeout=timeout_s)
-        except queue.Empty:
-            return ()
-
-    def start(self, ends: dict[Any, int]) -> None:
-        """Let records come from there on; `take` returns them."""
-        self._reader.follow_all(ends)
-
-
-def decode(records: Iterable[LogRecord]) -> list[LogLine]:
-    """Return the lines in records, without those that are none."""
-    from pelton.errors import RecordError
-    from pelton.protocol import codec
-
-    lines = []
-    for record in records:
-        if record.value is None:
-            continue  # a probe
-        try:
-            lines.append(codec.decode_log(record.value))
-        except RecordError as error:
-            tell(f"a record of the log topic cannot be read: {error}")
-    return lines
-
-
 class CallFollower:
     """Prints the lines of one call to standard error while the call runs."""
 
     def __init__(self, config: ConnectionConfig) -> None:
-        self._topic = LogTopic(config)
+        from pelton_platform.deploy.logbook import LogTopic
+
+        self._topic = LogTopic(config, tell)
         self._ended = threading.Event()
         self._call_id: bytes | None = None
         self._reached = self._topic.ends()
@@ -223,7 +129,7 @@ class CallFollower:
             ):
                 return
             batch = self._topic.take(0.05)
-            for line in decode(batch):
+            for line in self._topic.decode(batch):
                 if line.call_id == self._call_id:
                     show(line, as_json=False, err=True)
             for record in batch:

@@ -10,6 +10,7 @@ from pelton_platform.cli import (
     calling,
     calls,
     cancelling,
+    containers,
     creating,
     deleting,
     deploying,
@@ -42,6 +43,9 @@ app.command("cancel")(cancelling.cancel)
 app.command("functions")(listing.functions)
 app.command("ps")(listing.ps)
 app.command("logs")(logs.logs)
+app.command("scale")(containers.scale)
+app.command("stop")(containers.stop)
+app.command("exec", context_settings={"allow_interspersed_args": False})(containers.execute)
 app.add_typer(calls.app)
 app.add_typer(creating.app)
 app.add_typer(images.app)

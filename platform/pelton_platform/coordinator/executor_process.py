@@ -223,6 +223,7 @@ class Executor:
         self.peak_memory = 0
         self.confinement: Confinement | None = None
         self.out_of_memory = False
+        self.memory_limit = 0
 
     def exit(self, code: int) -> ExecutorExit:
         """How it ended."""
@@ -247,9 +248,8 @@ class Executor:
         if self.child is None:
             return "the executor was stopped before it started"
         if self.out_of_memory:
-            return (
-                f"the executor took more memory than it may, {self.peak_memory / 2**20:.0f} MiB at its peak"
-            )
+            peak, limit = self.peak_memory / 2**20, self.memory_limit / 2**20
+            return f"the executor took more than its {limit:.0f} MiB of memory, {peak:.0f} MiB at its peak"
         if self.kill_reason:
             return f"the executor was killed: {self.kill_reason}"
         if code < 0:

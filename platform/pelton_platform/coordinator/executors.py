@@ -221,10 +221,11 @@ class ExecutorPool:
         err_read, err_write = os.pipe()
         executor.raw = {out_read: RawLines("stdout"), err_read: RawLines("stderr")}
         channel = executor.child_end
+        executor.memory_limit = settings.limits.memory
         confinement = executor.confinement = Confinement(
             settings.limits,
             f"{settings.instance}-{settings.function}-{executor.id}",
-            lambda: self.kill(executor.id, "it took more memory than it may", asked=False),
+            lambda: self.kill(executor.id, "it took too much memory", asked=False),
         )
         try:
             executor.child = process.spawn(

@@ -194,7 +194,7 @@ def main(arguments: list[str]) -> int:
     except OSError as error:
         print(f"no mount namespace: {error.strerror or error}", file=sys.stderr)
         return 1
-    os.execvp(command[0], command)  # noqa: S606 (what the caller wants to run)
+    os.execvp(command[0], command)
 
 
 def _run_contained(command: list[str]) -> int:
@@ -206,7 +206,7 @@ def _run_contained(command: list[str]) -> int:
     if child == 0:
         # The parent is outside of the namespace, where it has no number.
         process.die_with_parent(0)
-        os.execvp(command[0], command)  # noqa: S606 (a step of a build)
+        os.execvp(command[0], command)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: os.kill(child, signal.SIGKILL))
     _, status = os.waitpid(child, 0)

@@ -92,7 +92,10 @@ class Program:
         exceeded, peak = confinement.exceeded(), confinement.peak()
         confinement.close()
         if exceeded and child.wait() == -signal.SIGKILL:
-            self._failed = f"it took more memory than it may, {peak / 2**20:.0f} MiB at its peak"
+            limit = self._settings["memory"] / 2**20
+            self._failed = (
+                f"it took more than its {limit:.0f} MiB of memory, {peak / 2**20:.0f} MiB at its peak"
+            )
         if self._failed:
             # The deployer tells the last line.
             self._kept.write(f"{self._failed}\n".encode())

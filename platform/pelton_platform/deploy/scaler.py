@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import Final
 
 from pelton.core.flow import Flow
 from pelton.core.scaling import (
@@ -21,6 +22,9 @@ from pelton.core.scaling import (
 from pelton.core.spec import ContainerSpec, FunctionSpec
 from pelton_platform.deploy.backlog import Count
 from pelton_platform.deploy.port import READY, ContainerState
+
+BY_HAND: Final = "set by hand"
+"""The reason of a number of instances that somebody has set."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,7 +148,7 @@ class Scaler:
             if name in functions and name in self._flows
         ]
         if spec.fixed_instances is not None:
-            want, wanted = Decision(spec.fixed_instances, "set by hand"), spec.fixed_instances
+            want, wanted = Decision(spec.fixed_instances, BY_HAND), spec.fixed_instances
         else:
             want = self._needed(spec, loads, state, lag)
             wanted = self._within(spec, want.instances, ready, now_ms)

@@ -32,7 +32,7 @@ from pelton_platform.deploy.instances import Surroundings
 from pelton_platform.deploy.local import LocalDeployer
 from pelton_platform.deploy.port import FAILED
 from pelton_platform.deploy.registry import Registry, RegistryWriter
-from pelton_platform.deploy.scaler import Lag, Scaler, Scaling
+from pelton_platform.deploy.scaler import BY_HAND, Lag, Scaler, Scaling
 from pelton_platform.deploy.settings import DeployerSettings
 
 LOOK_INTERVAL_S = 0.2
@@ -309,9 +309,11 @@ class Deployer:
         }
         scalings = {name: asdict(found) for name, found in self._scalings.items()}
         now = time.monotonic()
-        changed = _without_measures(data) != self._written
+        by_hand = {name for name, found in self._scalings.items() if found.reason == BY_HAND}
+        told = {"states": _without_measures(data), "by_hand": by_hand}
+        changed = told != self._written
         if changed or now - self._written_at >= MEASURES_S:
-            self._written, self._written_at = _without_measures(data), now
+            self._written, self._written_at = told, now
             write_json(self._settings.home.deployer_file, {**data, "scaling": scalings})
         return changed
 

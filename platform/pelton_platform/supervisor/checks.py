@@ -20,9 +20,11 @@ from pelton.transport.kafka.producer import RecordProducer
 from pelton.transport.log import KafkaFailure
 from pelton.transport.payloads import ObjectStore
 from pelton_platform import process
+from pelton_platform.confinement import available, ways
 from pelton_platform.deploy import image_root, instances
 from pelton_platform.deploy.home import Home
 from pelton_platform.deploy.interpreters import uv_command
+from pelton_platform.deploy.resources import this_machine
 from pelton_platform.embedded import EmbeddedKafkaError, verify
 from pelton_platform.embedded.cache import locate
 from pelton_platform.settings import PeltonSettings
@@ -307,6 +309,15 @@ def check_images(_: Surroundings) -> Iterator[Finding]:
     yield Finding("images", OK, "programs see the files of images at their paths, by mount namespaces")
 
 
+def check_resources(_: Surroundings) -> Iterator[Finding]:
+    """By what are cpu= and memory= of containers held here, and what is there to give?"""
+    memory, cpu = ways(available())
+    machine = this_machine()
+    has = f"{machine.cores} cores, {machine.memory / 2**30:.1f} GiB, {machine.gpus} GPUs"
+    text = f"{has}; memory= is held by {memory}; cpu= by {cpu}"
+    yield Finding("resources", OK if available().memory else WARNING, text)
+
+
 def _existing(path: Path) -> Path:
     while not path.exists():
         path = path.parent
@@ -323,6 +334,7 @@ CHECKS: dict[str, Check] = {
     "disk": check_disk,
     "payloads": check_payloads,
     "images": check_images,
+    "resources": check_resources,
     "port": check_port,
     "orphans": check_orphans,
     "platform": check_platform,

@@ -21,6 +21,7 @@ class SupervisorSettings:
         namespace: The namespace.
         bootstrap_servers: An existing Kafka; None for an embedded one.
         port: Port of the embedded broker; None to choose.
+        gateway_port: Port of the gateway; None to choose.
         java_flags: Further flags of its Java, apart by blanks.
         security: Further settings of Kafka clients; may be secret.
         key_file: Key file of the namespace; None for the one in the home folder.
@@ -39,6 +40,7 @@ class SupervisorSettings:
     namespace: str = "pelton"
     bootstrap_servers: str | None = None
     port: int | None = None
+    gateway_port: int | None = None
     java_flags: str = ""
     security: Mapping[str, str] = field(default_factory=dict)
     key_file: Path | None = None
@@ -60,6 +62,7 @@ class SupervisorSettings:
             namespace=settings.namespace,
             bootstrap_servers=settings.bootstrap_servers,
             port=settings.port,
+            gateway_port=settings.gateway_port,
             java_flags=settings.java_flags,
             security=settings.security,
             key_file=settings.key_file,
@@ -80,6 +83,7 @@ class SupervisorSettings:
             "namespace": self.namespace,
             "bootstrap_servers": self.bootstrap_servers,
             "port": self.port,
+            "gateway_port": self.gateway_port,
             "java_flags": self.java_flags,
             "security": dict(self.security),
             "key_file": None if self.key_file is None else str(self.key_file),

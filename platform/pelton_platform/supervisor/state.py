@@ -48,6 +48,8 @@ class PlatformState:
         port: Port of the embedded broker, 0 without one.
         broker_pid: Pid of the embedded broker, 0 without one.
         deployer_pid: Pid of the deployer, 0 when it does not run.
+        gateway: Address of the gateway, `http://HOST:PORT`.
+        gateway_pid: Pid of the gateway, 0 as long as nobody has asked it anything.
         version: Version of Pelton.
     """
 
@@ -59,6 +61,8 @@ class PlatformState:
     port: int
     broker_pid: int = 0
     deployer_pid: int = 0
+    gateway: str = ""
+    gateway_pid: int = 0
     version: str = ""
 
     def to_json(self) -> dict[str, Any]:
@@ -72,6 +76,8 @@ class PlatformState:
             "port": self.port,
             "broker_pid": self.broker_pid,
             "deployer_pid": self.deployer_pid,
+            "gateway": self.gateway,
+            "gateway_pid": self.gateway_pid,
             "version": self.version,
         }
 

@@ -32,6 +32,7 @@ from pelton_platform.deploy.secret_store import SecretStore
 from pelton_platform.deploy.settings import DeployerSettings
 from pelton_platform.embedded import EmbeddedKafka
 from pelton_platform.supervisor import state as states
+from pelton_platform.supervisor.doorman import Doorman
 from pelton_platform.supervisor.logins import (
     BROKERS,
     MECHANISM,
@@ -87,6 +88,7 @@ class Supervisor:
         self._restarts: dict[str, tuple[int, float]] = {}
         self._due: dict[str, float] = {}
         self._sasl_port = 0
+        self._doorman: Doorman | None = None
 
     def __enter__(self) -> Supervisor:
         """Return the supervisor."""
@@ -139,6 +141,8 @@ class Supervisor:
             store=self._settings.store or home.payloads.as_uri(),
             store_options=self._settings.store_options,
         )
+        self._doorman = Doorman(self._settings.gateway_port)
+        self._stack.callback(self._doorman.close)
         self._state = PlatformState(
             supervisor=process.own_identity(),
             phase=states.STARTING,
@@ -146,6 +150,7 @@ class Supervisor:
             namespace=self._config.namespace,
             bootstrap_servers=self._config.bootstrap_servers,
             port=port,
+            gateway=self._doorman.address,
             version=metadata.version("pelton"),
         )
         states.write_state(home, self._state)
@@ -160,6 +165,7 @@ class Supervisor:
         self._await_deployer(began)
         self._write_context()
         self._note(states.READY)
+        self._tell(f"gateway at {self._doorman.address}")
         self._tell(f"ready after {time.monotonic() - began:.1f} s")
         return self._state
 
@@ -293,6 +299,7 @@ class Supervisor:
                 "home": str(self._home.root),
                 "store": config.store,
                 "store_options": dict(config.store_options),
+                "gateway": "" if self._doorman is None else self._doorman.address,
                 "pid": os.getpid(),
             },
         )
@@ -305,6 +312,7 @@ class Supervisor:
         while not self._stop.wait(_LOOK_S):
             self._keep_broker()
             self._keep_deployer()
+            self._keep_gateway()
             shown = self._show(shown)
 
     def _keep_broker(self) -> None:
@@ -325,6 +333,15 @@ class Supervisor:
         if self._is_due("the deployer"):
             self._start_deployer()
             self._tell("the deployer was started again")
+
+    def _keep_gateway(self) -> None:
+        doorman = self._doorman
+        if doorman is None or not doorman.someone_knocks():
+            return
+        if doorman.ended and not self._is_due("the gateway"):
+            return
+        doorman.start(self._home.root, self._home.logs / "gateway.log", self._settings.log_level)
+        self._note_pids()
 
     def _is_due(self, what: str) -> bool:
         """Whether something that has ended may be started now; says once that it ended."""
@@ -362,6 +379,8 @@ class Supervisor:
         self._note(states.STOPPING)
         with contextlib.suppress(FileNotFoundError):
             self._home.context_file.unlink()
+        if self._doorman is not None:
+            self._doorman.close()
         if self._deployer is not None:
             self._stop_deployer(self._deployer)
         left = process.processes_with_environment(HOME_VARIABLE, str(self._home.root))
@@ -402,5 +421,6 @@ class Supervisor:
             self._state,
             broker_pid=self._broker.pid if running and self._broker is not None else 0,
             deployer_pid=self._deployer.pid if self._deployer is not None else 0,
+            gateway_pid=self._doorman.pid if self._doorman is not None else 0,
         )
         states.write_state(self._home, self._state)
