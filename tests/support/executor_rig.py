@@ -15,6 +15,7 @@ from typing import Any
 from pelton.core.call import CallId, Invocation, mint_call_id
 from pelton.protocol import codec, payload
 from pelton.protocol.frames import FromExecutor, ToExecutor
+from pelton_platform.confinement import NO_LIMITS, Limits
 from pelton_platform.coordinator.executors import ExecutorExit, ExecutorPool, ExecutorSettings
 
 FUNCTION = "under-test"
@@ -207,6 +208,7 @@ def pool_of(
     env: Mapping[str, str] | None = None,
     qualname: str = "run",
     module: str = "worker",
+    limits: Limits = NO_LIMITS,
 ) -> Iterator[Rig]:
     """A pool for `run` of a module with this source, nothing started; killed and gone afterwards."""
     bundle = folder / "bundle"
@@ -226,6 +228,7 @@ def pool_of(
             version=1,
             chunk_credit=chunk_credit,
             env=env or {},
+            limits=limits,
         )
     )
     try:

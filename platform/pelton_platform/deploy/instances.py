@@ -283,6 +283,8 @@ def find_running(home: Home) -> Iterator[Running]:
                 continue
         except (HomeError, KeyError, ValueError) as error:
             _log.warning("instance-state-unreadable", instance=folder.name, reason=str(error))
+        # A deployer that died before it wrote down what it had started: nobody else would ever end that.
+        _end_left_behind(folder.name)
         shutil.rmtree(folder, ignore_errors=True)
 
 
@@ -290,12 +292,16 @@ def tidy(home: Home, running: Running) -> None:
     """After the end of an instance: end what its programs left behind, and remove its files but the log."""
     with contextlib.suppress(PermissionError):
         process.send_group_signal(running.identity, signal.SIGKILL)
-    for left in process.processes_with_environment(INSTANCE_VARIABLE, running.instance):
-        _log.warning("process-left-behind", instance=running.instance, left_pid=left.pid)
-        process.terminate(left, 1.0)
+    _end_left_behind(running.instance)
     shutil.rmtree(home.instances / running.instance, ignore_errors=True)
     # What was killed has not removed its control groups.
     sweep(available(), running.instance)
+
+
+def _end_left_behind(instance: str) -> None:
+    for left in process.processes_with_environment(INSTANCE_VARIABLE, instance):
+        _log.warning("process-left-behind", instance=instance, left_pid=left.pid)
+        process.terminate(left, 1.0)
 
 
 def log_file(home: Home, container: str, instance: str) -> Path:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator, Iterable, Mapping
 from typing import Final
 
@@ -10,7 +11,7 @@ import httpx
 from starlette.background import BackgroundTask
 from starlette.requests import HTTPConnection, Request
 from starlette.responses import PlainTextResponse, Response, StreamingResponse
-from starlette.websockets import WebSocket, WebSocketDisconnect
+from starlette.websockets import WebSocket
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, InvalidHandshake
 from websockets.typing import Subprotocol
@@ -199,18 +200,21 @@ async def _join(websocket: WebSocket, connection: ClientConnection) -> None:
             return
 
     async def inwards() -> None:
-        try:
+        with contextlib.suppress(ConnectionClosed):
             async for message in connection:
                 if isinstance(message, str):
                     await websocket.send_text(message)
                 else:
                     await websocket.send_bytes(message)
-            await websocket.close(connection.close_code or 1000, connection.close_reason)
-        except (WebSocketDisconnect, ConnectionClosed, RuntimeError):
-            # The other side has ended meanwhile.
-            return
+        await websocket.close(_code_of(connection), connection.close_reason)
 
     await _first_of((outwards(), inwards()))
+
+
+def _code_of(connection: ClientConnection) -> int:
+    """The code by which an instance ended a web socket, as one that may be sent."""
+    code = connection.close_code
+    return 1011 if code is None or code in (1005, 1006, 1015) else code
 
 
 async def _first_of(jobs: Iterable[object]) -> None:

@@ -11,6 +11,9 @@ from pelton.core.scaling import Load
 SMOOTH_MS: Final = 10_000
 """Time constant of averages: what was so long ago weighs little more than a third."""
 
+GAP_MS: Final = 5_000
+"""Looks that are further apart say nothing of the time between: the machine slept, or Kafka was away."""
+
 _MOST_SAMPLES: Final = 512
 
 
@@ -39,6 +42,11 @@ class Flow:
         running = min(max(0, running), max(0, unfinished))
         if self._at_ms is None or arrived < self._arrived:
             self._start(now_ms, arrived, unfinished, running)
+        elif now_ms - self._at_ms > GAP_MS:
+            # Nobody knows what ran meanwhile: what was learned before stays, and counting goes on from here.
+            self._arriving, self._average = 0.0, float(running)
+            if arrived > self._arrived:
+                self._arrivals.append((now_ms, arrived))
         elif now_ms > self._at_ms:
             self._pass((now_ms - self._at_ms) / 1000, now_ms, arrived, unfinished)
         self._at_ms, self._arrived, self._unfinished, self._running = now_ms, arrived, unfinished, running

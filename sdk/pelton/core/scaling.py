@@ -182,7 +182,11 @@ def desired(bounds: Bounds, needs: Needs, now_ms: int, ready: int | None = None)
         ready: instances that are ready, by which the number that starts together is bounded; None for no
             such bound.
     """
-    highest = max((need.instances for need in needs if need.at_ms + bounds.cool_down_ms > now_ms), default=0)
+    # What is needed now counts in any case, also where nothing is remembered.
+    highest = needs[-1].instances if needs else 0
+    for need in needs:
+        if need.at_ms + bounds.cool_down_ms > now_ms:
+            highest = max(highest, need.instances)
     if any(need.instances for need in needs if need.at_ms + bounds.keep_warm_ms > now_ms):
         highest = max(1, highest)
     if ready is not None:
