@@ -132,7 +132,7 @@ def test_port_gives_the_log_of_what_runs(rig: DeployerRig) -> None:
     """The last lines, also of instances that have ended."""
     rig.port.apply(program(rig.home, "print('one')\nprint('two')\nraise SystemExit(3)"))
     rig.until(lambda state: state is not None and bool(state.reason), "its end")
-    assert [line for line in rig.port.logs(NAME, 2)][:2] == ["one", "two"]
+    assert list(rig.port.logs(NAME, 2))[:2] == ["one", "two"]
     rig.stop()
 
 

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from websockets.asyncio.client import connect
@@ -70,7 +70,7 @@ class Program(BaseHTTPRequestHandler):
 
     def answer(self, status: int, body: bytes, location: str | None) -> None:
         """Sends what was asked as JSON."""
-        port = self.server.server_address[1]
+        port = cast(ThreadingHTTPServer, self.server).server_port
         told = {
             "path": self.path,
             "headers": {name.lower(): value for name, value in self.headers.items()},
@@ -328,7 +328,9 @@ def test_gateway_is_started_by_who_knocks_and_again_when_it_died(tmp_path: Path)
         assert not made.door.someone_knocks()
         assert made.door.pid == 0
         for _ in range(2):
-            with socket.create_connection(made.door.address.removeprefix("http://").split(":")) as early:
+            with socket.create_connection(
+                (process.LOOPBACK, int(made.door.address.rpartition(":")[2]))
+            ) as early:
                 early.sendall(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
                 wait_for(made.door.someone_knocks, "the knock")
                 made.start()

@@ -1,4 +1,4 @@
-"""Deployers for the contract suite of their port: made without Kafka, told by hand what instances would say."""
+"""Deployers for the contract suite: made without Kafka, told by hand what instances would say."""
 
 from __future__ import annotations
 

@@ -72,7 +72,7 @@ def test_flow_of_a_topic_that_was_made_anew_begins_anew() -> None:
     st.lists(st.tuples(st.integers(0, 5_000), st.integers(0, 50), st.integers(0, 60), st.integers(-3, 80)))
 )
 def test_flow_takes_whatever_is_counted(looks: list[tuple[int, int, int, int]]) -> None:
-    """However counts contradict each other, a load is never negative, and nothing waits for longer than is."""
+    """However counts contradict each other, a load is never negative, and its age never above the time."""
     flow, now_ms, arrived = Flow(), 0, 0
     for pause_ms, came, unfinished, running in looks:
         now_ms += pause_ms

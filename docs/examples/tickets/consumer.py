@@ -1,4 +1,4 @@
-"""A hand-written Kafka consumer that calls a deployed function for every message of `support-tickets`."""
+"""A hand-written Kafka consumer that calls a deployed function for every message of a topic."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ import os
 import signal
 from types import FrameType
 
-from confluent_kafka import Consumer, KafkaException, Message
+from confluent_kafka import Consumer, KafkaException, Message, TopicPartition
 
 from pelton import function_ref, gather
 
-TOPIC = "support-tickets"
-GROUP = "ticket-consumer"
-BATCH = 20
+TOPIC = os.environ["TICKETS_TOPIC"]
+GROUP = os.environ["TICKETS_GROUP"]
+BATCH = int(os.environ["TICKETS_BATCH"])
 
 stopping = False
 
@@ -36,6 +36,20 @@ def take(consumer: Consumer) -> list[Message]:
     return messages
 
 
+def commit(consumer: Consumer, messages: list[Message]) -> None:
+    """Commits what is done, as far as it is still ours: others call the rest again, which does no harm."""
+    ends: dict[tuple[str, int], int] = {}
+    for message in messages:
+        place = (str(message.topic()), int(message.partition() or 0))
+        ends[place] = max(ends.get(place, 0), int(message.offset() or 0) + 1)
+    try:
+        consumer.commit(
+            offsets=[TopicPartition(*place, offset) for place, offset in ends.items()], asynchronous=False
+        )
+    except KafkaException as error:
+        print(f"not committed: {error}", flush=True)
+
+
 def main() -> None:
     """Consumes until it is told to stop; an offset is committed only after its call has its outcome."""
     signal.signal(signal.SIGTERM, stop)
@@ -44,10 +58,16 @@ def main() -> None:
     classify.wait_ready()
     consumer = Consumer(
         {
-            "bootstrap.servers": os.environ["PELTON_BOOTSTRAP_SERVERS"],
+            "bootstrap.servers": os.environ["KAFKA_BROKERS"],
+            "security.protocol": "SASL_PLAINTEXT",
+            "sasl.mechanism": "SCRAM-SHA-256",
+            "sasl.username": os.environ["KAFKA_USERNAME"],
+            "sasl.password": os.environ["KAFKA_PASSWORD"],
             "group.id": GROUP,
             "enable.auto.commit": False,
             "auto.offset.reset": "earliest",
+            "session.timeout.ms": 6_000,
+            "partition.assignment.strategy": "cooperative-sticky",
         }
     )
     consumer.subscribe([TOPIC])
@@ -59,7 +79,7 @@ def main() -> None:
                 continue
             calls = [classify.async_call(json.loads(message.value() or b"null")) for message in messages]
             gather(*calls, timeout=120)
-            consumer.commit(asynchronous=False)
+            commit(consumer, messages)
             done += len(messages)
             print(f"{done} tickets classified", flush=True)
     finally:

@@ -176,7 +176,7 @@ def main() -> int:
         platform = Platform(home, environment)
         try:
             say("start the platform with its embedded Apache Kafka")
-            print(platform.run("up", "--detach"), end="")
+            print(platform.run("up", "--detach", "--sasl"), end="")
             problems = pipeline(
                 platform,
                 make_tickets(arguments.tickets),
