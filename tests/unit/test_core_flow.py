@@ -58,6 +58,18 @@ def test_flow_tells_how_long_the_oldest_has_waited() -> None:
     assert flow.load(8).oldest_ms == 500
 
 
+def test_flow_of_nothing_is_nothing_at_once() -> None:
+    """When the last call has ended nothing runs, however much did on average."""
+    flow = Flow()
+    for look in range(100):
+        flow.observe(look * 200, look + 2, 2, 2)
+    assert flow.load(8).running > 1.8
+    flow.observe(20_000, 101, 0, 0)
+    assert flow.load(8).running == 0.0
+    flow.observe(20_200, 102, 1, 1)
+    assert flow.load(8).running > 1.5
+
+
 def test_flow_of_a_topic_that_was_made_anew_begins_anew() -> None:
     """Counts that fall are those of something else."""
     flow = Flow()

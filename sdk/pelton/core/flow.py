@@ -63,7 +63,9 @@ class Flow:
         if waiting > 0 and self._at_ms is not None:
             oldest_ms = self._at_ms - self._arrivals[0][0]
         service_s = self._busy_s / self._ended if self._ended > 0 else None
-        return Load(waiting, max(self._average, 0.0), self._arriving, service_s, oldest_ms, partitions)
+        # Where nothing is open an average is what was: how long it still counts is not for it to say.
+        running = self._average if self._unfinished else 0.0
+        return Load(waiting, running, self._arriving, service_s, oldest_ms, partitions)
 
     def _start(self, now_ms: int, arrived: int, unfinished: int, running: int) -> None:
         self._arrivals.clear()
