@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import shutil
 import subprocess
 import sys
 import textwrap
@@ -19,6 +21,7 @@ from confluent_kafka.cimpl import NewTopic, TopicPartition
 from pelton_platform import process
 from support.interpreters import bare_environment
 from support.local_platform import LocalPlatform, local_platform, wait_for
+from support.tree import ROOT
 
 # Processes of a whole platform start and stop here, which takes long on a busy machine.
 pytestmark = pytest.mark.timeout(400)
@@ -132,6 +135,24 @@ def test_handle_holds_a_container(platform: LocalPlatform, tmp_path: Path) -> No
     assert said["again"] == "running"
     assert said["nobody"].startswith("there is no container 'nobody'")
     assert said["unknown"] == "unknown"
+
+
+def test_example_of_the_guide_does_what_it_says(platform: LocalPlatform, tmp_path: Path) -> None:
+    """Run as a script it prints what it did; the guide shows its code, and the gateway leads to it."""
+    folder = tmp_path / "containers"
+    shutil.copytree(ROOT / "docs/examples/containers", folder)
+    lines = script(platform, folder, "deploy_web.py").stdout.splitlines()
+    assert lines[0] == f"running {gateway(platform)}/containers/hits"
+    assert re.fullmatch(r"port \d+", lines[1])
+    assert lines[2] == "2 instances"
+    with urllib.request.urlopen(f"{gateway(platform)}/c/hits/") as answer:
+        assert re.fullmatch(r"1 hits at hits-[0-9a-f]+\n", answer.read().decode())
+    guide = (ROOT / "docs/guides/containers.md").read_text(encoding="utf-8")
+    [shown] = [
+        block for block in re.findall(r"```python\n(.*?)```", guide, re.DOTALL) if "Container(" in block
+    ]
+    assert shown.strip() in (folder / "deploy_web.py").read_text(encoding="utf-8")
+    platform.run("delete", "hits")
 
 
 def test_crash_loop_says_why(platform: LocalPlatform) -> None:

@@ -25,7 +25,14 @@ def commands_by_hand() -> list[list[str]]:
     )
     [block] = re.findall(r"```\n(.*?)```", section, re.DOTALL)
     lines = [line.partition(" #")[0].strip() for line in block.splitlines()]
-    return [shlex.split(line)[1:] for line in lines if line.startswith("pelton ")]
+    return [shlex.split(line) for line in lines if re.match(r"(\w+=\w+ )*pelton ", line)]
+
+
+def run(platform: LocalPlatform, line: list[str]) -> str:
+    """What a line shows that may set variables before the command."""
+    start = line.index("pelton")
+    given = dict(word.split("=") for word in line[:start])
+    return platform.run(*line[start + 1 :], env=given).stdout
 
 
 @pytest.fixture
@@ -39,9 +46,10 @@ def platform(tmp_path: Path) -> Iterator[LocalPlatform]:
 @pytest.mark.timeout(300)
 def test_the_commands_of_the_readme_work_in_their_order(platform: LocalPlatform) -> None:
     """Each command ends well, and shows what its comment says it shows."""
-    shown = {" ".join(words): platform.run(*words).stdout for words in commands_by_hand()}
+    shown = {" ".join(line).partition("pelton ")[2]: run(platform, line) for line in commands_by_hand()}
     assert shown["call greet Ada"] == "Hello, Ada!\n"
-    assert {"greet", "countdown"} <= set(shown["functions"].split())
+    assert shown["call size 3000000"] == "3.0 MB, says Grace\n"
+    assert {"greet", "countdown", "size"} <= set(shown["functions"].split())
     assert "greet" in shown["ps"]
     assert "greeting Ada" in shown["logs greet"]
     assert re.search(r"greet +succeeded", shown["calls ls"])
@@ -75,5 +83,8 @@ def test_the_quickstart_shows_the_functions_of_the_example() -> None:
     """The code in the page is the code that was tested."""
     page = (ROOT / "docs/quickstart.md").read_text(encoding="utf-8")
     source = (ROOT / EXAMPLES / "greet.py").read_text(encoding="utf-8")
-    [shown] = [block for block in re.findall(r"```python\n(.*?)```", page, re.DOTALL) if "@pelton" in block]
+    blocks = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    [shown] = [block for block in blocks if "@pelton" in block]
     assert shown.strip() in source
+    [shown] = [block for block in blocks if "@function" in block]
+    assert shown.strip() in (ROOT / EXAMPLES / "sizes.py").read_text(encoding="utf-8")

@@ -1,4 +1,4 @@
-"""Functions that are scaled by real calls: from none and back, out under long calls, past one that never ends."""
+"""Functions scaled by real calls: from none and back, under long calls, beside one that never ends."""
 
 from __future__ import annotations
 

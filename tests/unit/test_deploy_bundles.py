@@ -201,3 +201,25 @@ def test_ignored_files_are_left_out(tmp_path: Path) -> None:
     (tmp_path / ".peltonignore").write_text("!\n")
     with pytest.raises(DeployError, match=r"\.peltonignore: "):
         list(bundles.list_sources(tmp_path))
+
+
+def test_deploy_bundles_nobody_uses_go_but_for_the_newest(sources: Path, shelf: Path, tmp_path: Path) -> None:
+    """What specs or instances name stays, however old; of the rest the newest; compiled Python goes along."""
+    pycache, digests, codes = tmp_path / "pycache", [], []
+    for number in range(bundles.KEPT_UNUSED + 5):
+        (sources / "worker.py").write_text(f"x = {number}\n")
+        made = bundles.store(Source("worker.py", sources), shelf, KEYRING)
+        digests.append(made.digest)
+        compiled = pycache / made.folder.relative_to(made.folder.anchor)
+        compiled.mkdir(parents=True)
+        codes.append(bundles.store_code("f", f"code {number}".encode(), shelf, KEYRING))
+    removed = bundles.prune(shelf, {digests[1], codes[2]}, pycache)
+    left = {path.name for path in shelf.iterdir() if path.is_dir()}
+    assert digests[1] in left
+    assert {f"f-{codes[2]}.code"} <= {path.name for path in shelf.iterdir()}
+    assert digests[0] not in left
+    assert set(digests[-bundles.KEPT_UNUSED // 2 :]) <= left
+    assert len(removed) == 2 * (bundles.KEPT_UNUSED + 5) - bundles.KEPT_UNUSED - 2
+    assert {path.stem for path in shelf.glob("*.manifest")} == left
+    assert {path.name for path in pycache.rglob("*") if path.name in digests} == left
+    assert bundles.prune(shelf, {digests[1], codes[2]}, pycache) == []

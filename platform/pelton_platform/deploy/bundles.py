@@ -10,9 +10,10 @@ import os
 import shutil
 import stat
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Set
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from typing import Final
 
 from pelton.errors import DeployError, SignatureError
 from pelton.protocol.signing import Keyring
@@ -30,6 +31,10 @@ _SKIPPED_FOLDERS = frozenset({"__pycache__", "venv", "env", "node_modules", "__p
 _SKIPPED_SUFFIXES = (".pyc", ".pyo", ".egg-info")
 _IMPORTABLE = tuple(importlib.machinery.all_suffixes())
 _CHUNK = 1 << 20
+
+
+KEPT_UNUSED: Final = 20
+"""So many of the newest bundles stay, used or not: what is being deployed, or just was, is among them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -213,6 +218,36 @@ def remove(digest: str, bundles: Path) -> None:
     """Take a bundle out of the store."""
     discard(bundles / digest)
     (bundles / f"{digest}.manifest").unlink()
+
+
+def prune(bundles: Path, used: Set[str], pycache: Path) -> list[str]:
+    """Take bundles and code out of the store that nothing uses, but for the newest of them.
+
+    Args:
+        bundles: The store.
+        used: Digests of bundles and of code that specs or instances name.
+        pycache: Where Python keeps what it compiled of them.
+
+    Returns:
+        Names of what was removed.
+    """
+    found = [
+        path
+        for path in bundles.iterdir()
+        if not path.name.startswith(".") and (path.is_dir() or path.suffix == ".code")
+    ]
+    found.sort(key=lambda path: path.stat().st_ctime_ns)
+    removed = []
+    for path in found[:-KEPT_UNUSED]:
+        if path.stem.rpartition("-")[2] in used:
+            continue
+        if path.is_dir():
+            remove(path.name, bundles)
+            shutil.rmtree(pycache / path.relative_to(path.anchor), ignore_errors=True)
+        else:
+            path.unlink()
+        removed.append(path.name)
+    return removed
 
 
 def discard(folder: Path) -> None:

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
 import os
 import shutil
 import subprocess
 import sys
-import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
@@ -21,7 +19,7 @@ from pelton.core.spec import ImageSpec
 from pelton.errors import DeployError
 from pelton_platform import process
 from pelton_platform.deploy import image_files, image_root, images
-from pelton_platform.deploy.home import Home, HomeError, read_json, write_json
+from pelton_platform.deploy.home import Home, HomeError, read_json, waited_for, write_json
 from pelton_platform.deploy.images import Step
 from pelton_platform.deploy.interpreters import Interpreter, find, this_python, uv_command
 from pelton_platform.deploy.own_wheel import own_wheel
@@ -31,7 +29,6 @@ Tell = Callable[[str], None]
 _LAST_LINES = 25
 _STATE = "image.json"
 _USED = ".used"
-_LOCK_LOOK_S = 0.05
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,7 +128,7 @@ class Environments:
         plan = self._plan(image)
         folder = self._folder / plan.key
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        with _held(
+        with _locked(
             self._folder / f"{plan.key}.lock", lambda: tell(f"{what}: its image is being built already")
         ):
             found = self.find(image)
@@ -169,7 +166,7 @@ class Environments:
         for built in self.built():
             if built.image in kept and built.complete:
                 continue
-            with _held(self._folder / f"{built.key}.lock"):
+            with _locked(self._folder / f"{built.key}.lock"):
                 _remove(self._folder / built.key)
                 (self._folder / f"{built.key}.lock").unlink(missing_ok=True)
             removed.append(built.key)
@@ -448,23 +445,8 @@ def _remove(folder: Path) -> None:
     shutil.rmtree(folder, ignore_errors=True)
 
 
-@contextlib.contextmanager
-def _held(path: Path, tell: Callable[[], None] | None = None) -> Iterator[None]:
-    """Hold a lock file, waiting for whoever holds it."""
-    pause = threading.Event()
-    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
-        told = False
-        while True:
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if tell is not None and not told:
-                    told = True
-                    tell()
-                pause.wait(_LOCK_LOOK_S)
-        yield
-    finally:
-        os.close(handle)
+def _locked(
+    path: Path, on_wait: Callable[[], None] = lambda: None
+) -> contextlib.AbstractContextManager[None]:
+    """Hold the lock of an environment, however long somebody else builds it."""
+    return waited_for(path, on_wait=on_wait)

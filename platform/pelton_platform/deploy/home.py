@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -229,14 +230,37 @@ def deploy_lock(home: Home) -> Iterator[None]:
     Raises:
         DeployError: Another one holds it for too long.
     """
-    deadline, pause = time.monotonic() + _LOCK_S, threading.Event()
+    busy = f"another deploy has been running for {_LOCK_S:.0f} s; wait for it or end it"
+    with waited_for(home.deploy_lock, _LOCK_S, lambda: DeployError(busy)):
+        yield
+
+
+@contextlib.contextmanager
+def waited_for(
+    path: Path,
+    timeout_s: float = math.inf,
+    refusal: Callable[[], Exception] = TimeoutError,
+    on_wait: Callable[[], None] = lambda: None,
+) -> Iterator[None]:
+    """Hold a lock file, waiting for whoever holds it.
+
+    Args:
+        path: The file.
+        timeout_s: How long to wait.
+        refusal: Makes what is raised when that is over.
+        on_wait: Told once when it has to wait.
+    """
+    deadline, pause, told = time.monotonic() + timeout_s, threading.Event(), False
     while True:
-        with exclusive(home.deploy_lock) as held:
+        with exclusive(path) as held:
             if held:
                 yield
                 return
         if time.monotonic() >= deadline:
-            raise DeployError(f"another deploy has been running for {_LOCK_S:.0f} s; wait for it or end it")
+            raise refusal()
+        if not told:
+            told = True
+            on_wait()
         pause.wait(_LOOK_S)
 
 

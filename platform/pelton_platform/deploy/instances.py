@@ -288,6 +288,15 @@ def find_running(home: Home) -> Iterator[Running]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
+def bundles_of_live(home: Home) -> set[str]:
+    """Return the digests of the source snapshots that instances run."""
+    found = set()
+    for file in home.instances.glob("*/instance.json"):
+        with contextlib.suppress(HomeError):
+            found.add(Path((read_json(file) or {}).get("folder", "")).name)
+    return found
+
+
 def tidy(home: Home, running: Running) -> None:
     """After the end of an instance: end what its programs left behind, and remove its files but the log."""
     with contextlib.suppress(PermissionError):

@@ -28,6 +28,7 @@ from pelton_platform.deploy.backlog import Backlog, input_places
 from pelton_platform.deploy.bundles import Bundle
 from pelton_platform.deploy.environments import Environments
 from pelton_platform.deploy.home import Home, deploy_lock, read_json
+from pelton_platform.deploy.instances import bundles_of_live
 from pelton_platform.deploy.interpreters import find as find_python
 from pelton_platform.deploy.interpreters import this_python
 from pelton_platform.deploy.registry import Registry, RegistryWriter
@@ -389,6 +390,15 @@ class Publisher:
             if name not in known:
                 self._commit_nothing_ran(spec)
         self._writer.write_specs(functions, containers, _WRITE_S, removed=plan.removed)
+        self._prune(plan, known)
+
+    def _prune(self, plan: Plan, known: Mapping[str, FunctionSpec]) -> None:
+        """Remove snapshots of versions that nothing names any more."""
+        functions = {**known, **plan.functions}
+        containers = {**self._registry.snapshot()[1], **plan.containers}
+        used = {spec.bundle for spec in containers.values()} | bundles_of_live(self._home)
+        used.update(digest for spec in functions.values() for digest in (spec.bundle, spec.code))
+        bundles.prune(self._home.bundles, used, self._home.pycache)
 
     def _commit_nothing_ran(self, spec: FunctionSpec) -> None:
         """Commit that nothing of a new function may have run: its first records are no suspects."""

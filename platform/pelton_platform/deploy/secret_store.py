@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import stat
-import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -13,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from pelton.core.spec import SecretRef
 from pelton.errors import DeployError, PeltonError
-from pelton_platform.deploy.home import Home, exclusive, read_json, write_json, write_private
+from pelton_platform.deploy.home import Home, read_json, waited_for, write_json, write_private
 
 if TYPE_CHECKING:
     from cryptography.fernet import MultiFernet
@@ -23,7 +22,6 @@ MAX_VALUE_BYTES = 128 * 1024
 
 _VERSION = 1
 _LOCK_S = 20.0
-_LOOK_S = 0.02
 
 
 class SecretError(PeltonError):
@@ -182,17 +180,11 @@ class SecretStore:
     @contextmanager
     def _changing(self) -> Iterator[dict[str, Any]]:
         """Give what is stored, and write it when the block ends well; one process at a time."""
-        deadline, pause = time.monotonic() + _LOCK_S, threading.Event()
-        while True:
-            with exclusive(self._home.secrets_lock) as held:
-                if held:
-                    data = self._read()
-                    yield data
-                    write_json(self._home.secrets_file, data)
-                    return
-            if time.monotonic() >= deadline:
-                raise SecretError("another command changes secrets; try again in a moment")
-            pause.wait(_LOOK_S)
+        busy = "another command changes secrets; try again in a moment"
+        with waited_for(self._home.secrets_lock, _LOCK_S, lambda: SecretError(busy)):
+            data = self._read()
+            yield data
+            write_json(self._home.secrets_file, data)
 
     def _open(self, entry: Mapping[str, Any], name: str) -> str:
         from cryptography.fernet import InvalidToken
