@@ -57,17 +57,15 @@ class DeployerRig:
 
     def __init__(self, home: Home) -> None:
         self.home = home
-        self._deployer = local_deployer(home)
-        self.port: DeployerPort = self._deployer
+        self.port: DeployerPort = local_deployer(home)
 
     def restart(self) -> None:
         """Forget the deployer without an end, and take another one."""
-        self._deployer = local_deployer(self.home)
-        self.port = self._deployer
+        self.port = local_deployer(self.home)
 
     def turn(self) -> bool:
         """Let it do what is due."""
-        return self._deployer.turn()
+        return self.port.turn()
 
     def state(self) -> ContainerState | None:
         """What it says of the container."""
@@ -97,7 +95,7 @@ class DeployerRig:
         for one in () if state is None else state.instances:
             if one.state == STARTING:
                 said = InstanceStatus(NAME, one.instance, "ready", "here", one.pid, one.version)
-                self._deployer.heard(said)
+                self.port.heard(said)
 
     def printed(self, text: str) -> bool:
         """Whether an instance has printed a line."""
@@ -105,7 +103,7 @@ class DeployerRig:
 
     def stop(self, *, at_once: bool = True) -> None:
         """End everything and wait for it; unless at once, it gets its drain time."""
-        self._deployer.stop_all(lambda: at_once)
+        self.port.stop_all(lambda: at_once)
 
 
 def processes_of(home: Home) -> tuple[process.ProcessIdentity, ...]:

@@ -217,6 +217,37 @@ def test_an_executor_that_dies_with_several_is_a_delivery_of_each() -> None:
     assert desk.committed(desk.acknowledge_commits())[1].counts == {0: 1, 1: 1}
 
 
+def test_a_run_that_takes_too_much_memory_alone_ends_at_once() -> None:
+    """It would do so again: no attempt is left for it, and the outcome says why."""
+    desk = Desk(max_attempts=3)
+    desk.own()
+    desk.records(record(0))
+    (start,) = desk.starts()
+    desk.engine.executor_died(desk.now_ms, [start.run_id], "80 MiB at its peak", memory=True)
+    desk.take()
+    (letter,) = desk.asked_for(SendDeadLetter)
+    desk.acknowledge(letter.send_id)
+    (outcome,) = desk.results()
+    assert outcome.result.failure is not None
+    assert outcome.result.failure.code == "RESOURCE_EXHAUSTED"
+    assert outcome.result.failure.type == "OutOfMemory"
+    assert outcome.result.failure.message == "80 MiB at its peak"
+
+
+def test_of_several_runs_nobody_knows_which_took_the_memory() -> None:
+    """Each runs again by itself, as after any death of an executor, and none has failed."""
+    desk = Desk(isolated=1)
+    desk.own()
+    desk.records(record(0), record(1))
+    starts = desk.starts()
+    desk.engine.executor_died(desk.now_ms, [start.run_id for start in starts], "full", memory=True)
+    assert desk.asked_for(SendDeadLetter) == []
+    desk.committed(desk.acknowledge_commits())
+    desk.acknowledge(desk.results()[0].send_id)
+    (again,) = desk.starts()
+    assert again.isolated
+
+
 def test_user_failures_are_terminal_without_a_policy() -> None:
     """A user exception becomes a dead letter and an outcome after one attempt."""
     desk = Desk()

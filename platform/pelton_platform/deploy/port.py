@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from pelton.core.spec import ContainerSpec
+from pelton.core.spec import ContainerSpec, InstanceStatus
 
 STARTING = "starting"
 READY = "ready"
@@ -117,3 +117,19 @@ class DeployerPort(Protocol):
 
     def logs(self, container: str, lines: int) -> Iterator[str]:
         """Yield the last lines that the instances of a container wrote outside of calls, oldest first."""
+
+    def turn(self) -> bool:
+        """Do what is due: start, stop, notice ends; True when something was done."""
+
+    def heard(self, status: InstanceStatus) -> None:
+        """Take in what an instance says of itself over Kafka."""
+
+    def knows(self, instance: str) -> bool:
+        """Say whether an instance is one of this deployer's that runs."""
+
+    def stop_all(self, also: Callable[[], bool] = lambda: False) -> None:
+        """Stop every instance and wait until they have ended.
+
+        Args:
+            also: Asked again and again; once it says True everything is ended at once.
+        """

@@ -30,7 +30,7 @@ from pelton_platform.deploy.backlog import Backlog, Count, Trimmer
 from pelton_platform.deploy.home import write_json
 from pelton_platform.deploy.instances import Surroundings
 from pelton_platform.deploy.local import LocalDeployer
-from pelton_platform.deploy.port import FAILED
+from pelton_platform.deploy.port import FAILED, DeployerPort
 from pelton_platform.deploy.registry import Registry, RegistryWriter
 from pelton_platform.deploy.scaler import BY_HAND, Lag, Scaler, Scaling
 from pelton_platform.deploy.settings import DeployerSettings
@@ -81,7 +81,7 @@ class Deployer:
             settings.log_level,
             settings.over,
         )
-        self._port: LocalDeployer = LocalDeployer(surroundings, self._keyring, on_end=self._note_end)
+        self._port: DeployerPort = LocalDeployer(surroundings, self._keyring, on_end=self._note_end)
         # Instances of a deployer before this one were needed until now, as far as anybody knows.
         now_ms = int(time.monotonic() * 1000)
         for state in self._port.observe():
