@@ -200,18 +200,29 @@ def test_memory_of_a_call_is_bounded(platform: LocalPlatform) -> None:
     assert "RESOURCE_EXHAUSTED" in done.stderr
     assert "more than its 128 MiB of memory" in done.stderr
     assert "MiB at its peak" in done.stderr
-    calls = {mib: platform.run("call", "eat", str(mib), "--submit").stdout.strip() for mib in (5, 300, 6, 7)}
-    ends = {}
-    for mib, call in calls.items():
-        wait_for(
-            lambda call=call: platform.json("calls", "show", call)["state"] not in ("waiting", "running"),  # type: ignore[misc]
-            f"the end of {mib}",
-            60,
-            platform.logs,
-        )
-        ends[mib] = platform.run("calls", "result", call, code=None)
-    assert [ends[mib].stdout.strip() for mib in (5, 6, 7)] == [str(mib * 2**20) for mib in (5, 6, 7)]
-    assert "RESOURCE_EXHAUSTED" in ends[300].stderr
+    platform.write(
+        "eat/several.py",
+        """
+        import pelton
+        eat = pelton.function_ref("eat")
+        calls = {mib: eat.async_call(mib) for mib in (5, 300, 6, 7)}
+        for mib, call in calls.items():
+            try:
+                print(mib, call.result(timeout=100) >> 20)
+            except pelton.errors.CallFailed as error:
+                print(mib, error.code)
+        """,
+    )
+    done = subprocess.run(
+        [sys.executable, "several.py"],
+        cwd=platform.work / "eat",
+        env=bare_environment() | {"PELTON_HOME": str(platform.home.root)},
+        capture_output=True,
+        text=True,
+        timeout=200,
+        check=True,
+    )
+    assert done.stdout.splitlines() == ["5 5", "300 RESOURCE_EXHAUSTED", "6 6", "7 7"]
 
 
 def test_more_than_the_machine_has_is_said_or_refused(platform: LocalPlatform) -> None:

@@ -57,6 +57,7 @@ def test_platform_up_is_found_and_down_leaves_nothing(platform: LocalPlatform) -
         "home",
         "store",
         "store_options",
+        "gateway",
         "pid",
     }
     assert set(context) == named

@@ -183,7 +183,7 @@ def test_script_runs_a_container_at_once(platform: LocalPlatform, folder: Path) 
     )
     (folder / "ship.py").write_text(
         "from pelton import Container\n"
-        "Container(name='shipped', entrypoint=['python', 'program.py'], min_instances=0).run()\n"
+        "Container(name='shipped', entrypoint=['python', 'program.py']).run()\n"
         "print('shipped')\n"
     )
     done = run(platform, folder, "ship.py")

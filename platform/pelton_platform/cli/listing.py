@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
@@ -88,10 +88,12 @@ def ps(
     with open_registry() as (config, registry):
         now_ms = broker_now_ms(config)
         _, containers, statuses = registry.snapshot()
-    notes = _notes(config)
+    notes, reasons = _said_by_deployer(config)
     live = [
         status for status in statuses.values() if status.container and now_ms - status.seen_ms < GONE_AFTER_MS
     ]
+    # An instance that starts again has nothing to say of how the one before it ended.
+    live = [replace(one, reason=one.reason or reasons.get(one.container, "")) for one in live]
     live.sort(key=lambda status: (status.container, status.started_ms, status.instance))
     serving = {status.container for status in live}
     resting = [name for name in sorted(containers) if name not in serving]
@@ -121,14 +123,15 @@ def _watch(as_json: bool) -> NoReturn:
     watching.watch(Home(home), as_json)
 
 
-def _notes(config: ConnectionConfig) -> dict[str, list[str]]:
-    """What is not as the images of containers say, where the platform is on this machine."""
+def _said_by_deployer(config: ConnectionConfig) -> tuple[dict[str, list[str]], dict[str, str]]:
+    """What is not as containers ask for, and why some do not run, where the platform is on this machine."""
     from pelton_platform.deploy.home import Home, read_json
 
     if config.home is None:
-        return {}
+        return {}, {}
     containers = (read_json(Home(config.home).deployer_file) or {}).get("containers", {})
-    return {name: list(state["notes"]) for name, state in containers.items() if state["notes"]}
+    notes = {name: list(state["notes"]) for name, state in containers.items() if state["notes"]}
+    return notes, {name: state["reason"] for name, state in containers.items() if state["reason"]}
 
 
 def version(as_json: Json = False) -> None:

@@ -43,6 +43,7 @@ UNCHANGED = "unchanged"
 _READ_S = 15.0
 _WRITE_S = 15.0
 _LOOK_S = 0.02
+_COMMITTED_S = 2.0
 
 ACT_S = 20.0
 """How long the deployer may take to take up what was deployed."""
@@ -327,12 +328,20 @@ class Publisher:
         reason = incompatibility(old, new)
         if not reason or force:
             return
-        waiting = Backlog(self._admin, self._topics).look({old.name: old}).get(old.name, 0)
+        waiting = self._unfinished(old)
         if waiting:
             raise DeployError(
                 f"{waiting} calls of function {new.name!r} have no end yet, and its new signature does not "
                 f"fit them: {reason}. Let them end first, or deploy with --force, and those that do not fail"
             )
+
+    def _unfinished(self, spec: FunctionSpec) -> int:
+        """Count the calls of a function that have no end; those that have just ended are committed soon."""
+        backlog, pause = Backlog(self._admin, self._topics), threading.Event()
+        deadline = time.monotonic() + _COMMITTED_S
+        while (waiting := backlog.look({spec.name: spec}).get(spec.name, 0)) and time.monotonic() < deadline:
+            pause.wait(_LOOK_S)
+        return waiting
 
     def _leave_others(
         self,

@@ -38,6 +38,9 @@ from pelton_platform.deploy.settings import DeployerSettings
 LOOK_INTERVAL_S = 0.2
 """How often waiting calls are looked for: what a first call waits, at most, before an instance starts."""
 
+LAG_INTERVAL_S = 1.0
+"""How often is looked what programs have not read."""
+
 HEARTBEAT_S = 2.0
 MEASURES_S = 1.0
 """What is only measured (CPU, memory, rates) is told so often; all else at once."""
@@ -159,6 +162,7 @@ class Deployer:
         trimmer = Trimmer(admin)
         next_trim = time.monotonic() + TRIM_INTERVAL_S
         make_rest = time.monotonic() + _REST_AFTER_S
+        next_lag = 0.0
         while not self._stopping.is_set():
             began = time.monotonic()
             functions, containers, _ = registry.snapshot()
@@ -167,7 +171,9 @@ class Deployer:
                 if functions:
                     backlog.look(functions)
                     self._counts = int(began * 1000), backlog.counts()
-                self._lags = _lags(backlog, containers)
+                if began >= next_lag:
+                    next_lag = began + LAG_INTERVAL_S
+                    self._lags = _lags(backlog, containers)
                 if (self._counts[1], self._lags) != before:
                     self._wake.set()
                 if began >= make_rest:

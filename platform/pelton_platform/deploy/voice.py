@@ -19,6 +19,7 @@ from pelton_platform.deploy.output import Line
 from pelton_platform.deploy.port import DRAINING, READY, STARTING
 from pelton_platform.deploy.registry import RegistryWriter
 
+_UNREACHED_S = 0.5
 _log = telemetry.get_logger(__name__)
 
 
@@ -94,9 +95,13 @@ class Voice:
                 _log.warning("lines-not-written", reason=str(error))
 
     def leave(self, timeout_s: float) -> None:
-        """Write the tombstone of the status, and wait until everything was acknowledged."""
+        """Write the tombstone of the status, and wait until everything was acknowledged.
+
+        Where Kafka has acknowledged nothing yet it is not waited for: the program is to be started again.
+        """
         self._writer.remove_status(self._settings["container"], self._settings["instance"])
-        self._producer.close(timeout_s)
+        reached = self._clock.round_trip_ms is not None
+        self._producer.close(timeout_s if reached else min(timeout_s, _UNREACHED_S))
 
     def _reported(self, failure: KafkaFailure | None, *_: int) -> None:
         if failure is not None:
