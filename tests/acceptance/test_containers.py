@@ -292,6 +292,34 @@ def test_program_is_scaled_by_its_lag(platform: LocalPlatform) -> None:
     wait_for(lambda: platform.instances("readers") == [], "the end of all", 60, platform.logs)
 
 
+def test_program_is_scaled_by_its_cpu(platform: LocalPlatform) -> None:
+    """A program that uses more than 70 % of what it may gets another instance, and the reason says so."""
+    platform.write("busy/main.py", "while True: pass\n")
+    platform.write(
+        "busy/app.py",
+        """
+        import pelton
+        pelton.Container(
+            name="busy", entrypoint=["python", "main.py"], cpu="200m", min_instances=1, max_instances=2
+        ).run()
+        """,
+    )
+    platform.run("deploy", "busy/app.py")
+    wait_for(lambda: len(platform.ready("busy")) == 2, "the second instance", 90, platform.logs)
+    page = fetch(f"{gateway(platform)}/containers/busy")
+    assert re.search(r"\d+% of their CPU used by|instances start", page["scaling"]["reason"])
+    platform.run("delete", "busy")
+
+
+def test_gateway_that_was_killed_answers_again(platform: LocalPlatform) -> None:
+    """The next request starts it; nobody is refused."""
+    assert fetch(f"{gateway(platform)}/healthz") == {"status": "ok"}
+    pid = wait_for(lambda: platform.state().gateway_pid, "its pid")
+    platform.kill(pid)
+    assert fetch(f"{gateway(platform)}/healthz") == {"status": "ok"}
+    wait_for(lambda: platform.state().gateway_pid not in (0, pid), "another pid")
+
+
 def test_commands_scale_stop_and_enter(platform: LocalPlatform) -> None:
     """The commands do what the handle does, and say what is wrong with what they are told."""
     platform.write("idle/main.py", "import time\nwhile True: time.sleep(0.05)\n")

@@ -119,6 +119,11 @@ def test_port_counts_crashes_and_says_why(rig: DeployerRig) -> None:
     assert state.status == "crash-loop"
     assert state.reason.startswith("it ended with exit code 1: no money left (2 times in a row")
     assert not state.refused
+    rig.until_instances(1)
+    rig.say_ready()
+    state = rig.state()
+    assert state is not None
+    assert state.status == "crash-loop", "that it has started again is no health"
     rig.port.apply(program(rig.home, STAYS, version=2))
     rig.until_instances(1)
     rig.say_ready()

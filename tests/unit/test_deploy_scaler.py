@@ -163,7 +163,7 @@ def test_a_number_that_was_set_by_hand_holds(count: int) -> None:
         (0, [DRAINING], False, False, "stopping"),
         (1, [], True, False, "crash-loop"),
         (1, [STARTING], True, False, "crash-loop"),
-        (2, [READY], True, False, "starting"),
+        (2, [READY], True, False, "crash-loop"),
         (1, [READY], False, True, "refused"),
     ],
 )

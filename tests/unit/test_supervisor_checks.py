@@ -17,7 +17,9 @@ import pytest
 from pelton.errors import SignatureError, TransportError
 from pelton.protocol.signing import Keyring
 from pelton_platform import process
+from pelton_platform.cgroups import Cgroups
 from pelton_platform.deploy.home import HOME_VARIABLE, Home
+from pelton_platform.deploy.resources import Machine
 from pelton_platform.embedded import EmbeddedKafkaError
 from pelton_platform.settings import PeltonSettings
 from pelton_platform.supervisor import checks
@@ -224,3 +226,20 @@ def test_supervisor_check_that_breaks_is_a_failed_one(
         ("broken", "failed"),
         ("python", "ok"),
     ]
+
+
+def test_supervisor_check_resources_names_the_way_in_use(
+    around: Surroundings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Control groups where there are some, else looking, with what the machine has to give."""
+    monkeypatch.setattr(checks, "available", lambda: Cgroups(2, around.home.root, around.home.root))
+    monkeypatch.setattr(checks, "this_machine", lambda: Machine(4, 8 * 2**30, 1))
+    assert only(checks.check_resources(around)) == Finding(
+        "resources",
+        "ok",
+        "4 cores, 8.0 GiB, 1 GPUs; memory= is held by control groups v2; cpu= by control groups v2",
+    )
+    monkeypatch.setattr(checks, "available", Cgroups)
+    found = only(checks.check_resources(around))
+    assert found.state == "warning"
+    assert "memory= is held by resident memory, looked at every 100 ms; cpu= by the cores" in found.text

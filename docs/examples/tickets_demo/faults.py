@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import signal
 import time
 from collections.abc import Callable, Iterable
@@ -58,6 +59,8 @@ def kill_when_busy(
                 # The executors of a killed instance die with it, also frozen ones.
                 return Kill(what, pid, in_flight)
             stop(frozen, signal.SIGCONT)
+            # What is frozen again at once would never come to begin a call.
+            time.sleep(random.uniform(0.01, 0.05))
     raise DemoFailed(f"no {what} had a call in flight within {within_s:g} s")
 
 

@@ -33,6 +33,10 @@ from pelton_platform.deploy.secret_store import SecretError, SecretStore
 _log = telemetry.get_logger(__name__)
 _LAST_WORDS = 300
 
+STEADY_MS = 5_000
+"""A program that ended again and again is well when it was ready for so long: one that dies later than it
+starts is in a crash loop too."""
+
 
 class LocalDeployer:
     """Implements `DeployerPort` with processes.
@@ -344,7 +348,10 @@ class LocalDeployer:
             status_of(
                 wanted,
                 states,
-                crashing=bool(crash) and crashes is not None and crashes.count > 1,
+                crashing=bool(crash)
+                and crashes is not None
+                and crashes.count > 1
+                and not any(self._ready_for(one, STEADY_MS) for one in mine),
                 refused=bool(refused),
             ),
         )
@@ -364,15 +371,20 @@ class LocalDeployer:
             use.memory,
         )
 
+    def _ready_for(self, one: Live, needed_ms: int) -> bool:
+        return one.ready_ms is not None and self._now_ms() - one.ready_ms >= needed_ms
+
     def _crash_reason(self, spec: ContainerSpec) -> str:
         crashes = self._crashes.get(spec.name)
         if crashes is None or crashes.version != spec.version:
             return ""
-        ready = any(
-            one.container == spec.name and one.ready_ms is not None and one.started_ms >= crashes.last_ms
+        needed_ms = 0 if crashes.count == 1 else STEADY_MS
+        if any(
+            one.container == spec.name
+            and one.started_ms >= crashes.last_ms
+            and self._ready_for(one, needed_ms)
             for one in self._live.values()
-        )
-        if ready:
+        ):
             return ""
         if crashes.count == 1:
             return crashes.reason

@@ -89,7 +89,7 @@ def status_of(wanted: int, instances: Sequence[InstanceState], *, crashing: bool
         return REFUSED
     if not wanted:
         return STOPPING if instances else STOPPED
-    if crashing and not ready:
+    if crashing:
         return CRASH_LOOP
     return RUNNING if ready >= wanted else STARTING
 

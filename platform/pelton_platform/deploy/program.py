@@ -72,7 +72,7 @@ class Program:
             probe_of(settings["readiness"]),
             probe_of(settings["liveness"]),
             settings["port"],
-            lambda words, seconds: run_beside(words, seconds, env=env, folder=folder),
+            lambda words, seconds: self._redact(run_beside(words, seconds, env=env, folder=folder)),
             self._fail,
         )
         readers = [self._read(child.stdout, "stdout"), self._read(child.stderr, "stderr")]
