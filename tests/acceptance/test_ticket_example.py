@@ -142,7 +142,7 @@ def test_the_summary_is_honest(spoil: Any, word: str | None, example: Any) -> No
 def test_the_demo_in_short_form(tmp_path: Path) -> None:
     """From `pelton up` to a checked summary with two kills; nothing is lost and nothing left behind."""
     ended = subprocess.run(
-        [sys.executable, str(DEMO / "demo.py"), "--tickets", "700", "--limit", "300"],
+        [sys.executable, str(DEMO / "demo.py"), "--tickets", "1000", "--limit", "300"],
         env={**os.environ, "PELTON_JAVA_FLAGS": " ".join(QUICK_JAVA)},
         cwd=tmp_path,
         capture_output=True,

@@ -171,7 +171,8 @@ def main() -> int:
     problems: list[str] = []
     with tempfile.TemporaryDirectory(prefix="pelton-demo-", ignore_cleanup_errors=True) as folder:
         home = Path(folder) / "home"
-        environment = {"TICKETS_DATABASE": str(Path(folder) / "tickets.sqlite3")}
+        # Large batches keep all slots of the workers taken, so that kills hit calls in flight.
+        environment = {"TICKETS_DATABASE": str(Path(folder) / "tickets.sqlite3"), "TICKETS_BATCH": "100"}
         os.environ.setdefault("OMP_NUM_THREADS", "1")
         platform = Platform(home, environment)
         try:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import random
 import signal
 import time
 from collections.abc import Callable, Iterable
@@ -49,6 +48,9 @@ def kill_when_busy(
     until = time.monotonic() + within_s
     while time.monotonic() < until:
         for pid, executors in choose():
+            if not ledger.in_flight(executors):
+                # Not frozen for nothing: who is stopped again and again never comes to begin a call.
+                continue
             frozen = [pid, *(executor for executor in executors if executor != pid)]
             if not stop(frozen, signal.SIGSTOP):
                 stop([x for x in frozen if os.path.exists(f"/proc/{x}")], signal.SIGCONT)
@@ -59,8 +61,6 @@ def kill_when_busy(
                 # The executors of a killed instance die with it, also frozen ones.
                 return Kill(what, pid, in_flight)
             stop(frozen, signal.SIGCONT)
-            # What is frozen again at once would never come to begin a call.
-            time.sleep(random.uniform(0.01, 0.05))
     raise DemoFailed(f"no {what} had a call in flight within {within_s:g} s")
 
 

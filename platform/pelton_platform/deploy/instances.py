@@ -279,7 +279,7 @@ def find_running(home: Home) -> Iterator[Running]:
             identity = process.ProcessIdentity.from_json(state["process"]) if state is not None else None
             if state is not None and identity is not None and process.is_alive(identity):
                 found = str(state["container"]), int(state["version"])
-                yield Running(folder.name, *found, identity, None, int(state["port"]))
+                yield Running(folder.name, *found, identity, None, int(state.get("port", 0)))
                 continue
         except (HomeError, KeyError, ValueError) as error:
             _log.warning("instance-state-unreadable", instance=folder.name, reason=str(error))
