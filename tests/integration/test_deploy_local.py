@@ -12,6 +12,7 @@ import pytest
 from pelton_platform import process
 from pelton_platform.deploy.home import Home
 from support.deployers import NAME, STAYS, DeployerRig, orphans, processes_of, program
+from support.local_platform import wait_for
 
 STEPS = 12
 """So many of the steps of an apply are tried in a short run, spread over all of them."""
@@ -94,10 +95,12 @@ def converges_after_death_at(home: Home, step: int) -> bool:
     rig.until(is_there, f"the new version alone, after a death at step {step}")
     state = rig.state()
     assert state is not None
-    assert orphans(home, [one.instance for one in state.instances]) == [], f"after a death at step {step}"
+    # What was ended may take a moment to be gone.
+    known = [one.instance for one in state.instances]
+    wait_for(lambda: not orphans(home, known), f"the end of orphans, after a death at step {step}")
     assert {folder.name for folder in home.instances.iterdir()} == {state.instances[0].instance}
     rig.stop()
-    assert processes_of(home) == (), f"after a death at step {step}"
+    wait_for(lambda: not processes_of(home), f"the end of all, after a death at step {step}")
     return True
 
 
