@@ -144,6 +144,15 @@ def test_programs_with_one_number_are_not_scaled() -> None:
     assert scaler().decide(replace(fixed, min_instances=0), {}, None, None, 0).wanted == 1
 
 
+def test_a_container_that_was_deleted_is_forgotten() -> None:
+    """One of the same name that is deployed later does not start with what the other needed."""
+    one = scaler()
+    one.observe(0, {"f": Count(100, 100)}, {"c": WORKER}, {})
+    assert one.decide(WORKER, {"f": FUNCTION}, None, None, 0).wanted == 4
+    one.observe(200, {}, {}, {})
+    assert one.decide(WORKER, {}, None, None, 400).wanted == 0
+
+
 @pytest.mark.parametrize("count", [0, 2, 9])
 def test_a_number_that_was_set_by_hand_holds(count: int) -> None:
     """Also beyond the bounds, whatever waits."""

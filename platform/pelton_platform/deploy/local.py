@@ -89,7 +89,7 @@ class LocalDeployer:
             if known == spec:
                 return
             self._specs[spec.name] = spec
-            self._counts.setdefault(spec.name, _least(spec))
+            self._counts.setdefault(spec.name, spec.least_instances)
             self._refused.pop(spec.name, None)
             self._verify(spec)
             _log.info("container-applied", container=spec.name, version=spec.version)
@@ -390,11 +390,6 @@ class LocalDeployer:
             return crashes.reason
         pause_s = backoff_ms(crashes.count) / 1000
         return f"{crashes.reason} ({crashes.count} times in a row; a new start every {pause_s:g} s)"
-
-
-def _least(spec: ContainerSpec) -> int:
-    """Instances of a container of which nothing more is known."""
-    return max(spec.min_instances, int(bool(spec.entrypoint) and spec.lag is None))
 
 
 def _phase(one: Live) -> str:

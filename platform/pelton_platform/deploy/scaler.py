@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Final
 
 from pelton.core.flow import Flow
@@ -122,6 +122,10 @@ class Scaler:
                 self._flows.setdefault(name, Flow()).observe(now_ms, count.arrived, count.unfinished, share)
         for name in self._flows.keys() - counts.keys():
             del self._flows[name]
+        # A container of the same name that comes later has needs of its own.
+        for name in self._wanted.keys() - containers.keys():
+            del self._wanted[name]
+            self._needs.pop(name, None)
 
     def decide(
         self,
@@ -178,7 +182,7 @@ class Scaler:
                 return Decision(known, "" if lag is None else lag.reason)
             return needed_for_lag(lag.unread, spec.lag.per_instance, lag.partitions)
         if spec.min_instances == spec.max_instances or state is None:
-            return Decision(max(1, spec.min_instances), "min_instances")
+            return Decision(spec.least_instances, "min_instances")
         ready = [one for one in state.instances if one.state == READY]
         if len(ready) < self._wanted.get(spec.name, 0):
             return Decision(self._wanted[spec.name], "instances start")
@@ -186,22 +190,16 @@ class Scaler:
 
     def _within(self, spec: ContainerSpec, instances: int, ready: int, now_ms: int) -> int:
         bounds = Bounds(
-            spec.min_instances,
+            spec.least_instances,
             spec.max_instances,
             max(1, spec.max_concurrent_requests),
             self._keep_warm_ms,
             self._cool_down_ms,
         )
         kept_ms = max(self._keep_warm_ms, self._cool_down_ms)
-        bounds = replace(bounds, min_instances=max(1, bounds.min_instances)) if _always_runs(spec) else bounds
         needs = remember(self._needs.get(spec.name, ()), now_ms, instances, kept_ms)
         self._needs[spec.name] = needs
         return desired(bounds, needs, now_ms, ready)
-
-
-def _always_runs(spec: ContainerSpec) -> bool:
-    """Whether nothing would start it again once it has no instance."""
-    return bool(spec.entrypoint) and spec.lag is None
 
 
 def _reason(spec: ContainerSpec, want: Decision, wanted: int) -> str:

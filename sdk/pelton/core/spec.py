@@ -187,6 +187,11 @@ class ContainerSpec:
     lag: LagSpec | None = None
     fixed_instances: int | None = None
 
+    @property
+    def least_instances(self) -> int:
+        """Never fewer: a program always runs where nothing would start it again."""
+        return max(self.min_instances, int(bool(self.entrypoint) and self.lag is None))
+
 
 @dataclass(frozen=True, slots=True)
 class InstanceStatus:
