@@ -98,11 +98,17 @@ def ps(
     serving = {status.container for status in live}
     resting = [name for name in sorted(containers) if name not in serving]
     if as_json:
-        found = [*(asdict(status) for status in live), *(_resting(name, containers) for name in resting)]
+        found = [
+            *(asdict(status) for status in live),
+            *(_resting(name, containers, reasons) for name in resting),
+        ]
         print_json([{**row, "notes": notes.get(row["container"], [])} for row in found])
         return
     rows: list[tuple[Any, ...]] = [_row(status, now_ms) for status in live]
-    rows += [(name, "-", containers[name].version, "no instance", "", "", "", "", "") for name in resting]
+    rows += [
+        (name, "-", containers[name].version, "no instance", "", "", "", "", reasons.get(name, ""))
+        for name in resting
+    ]
     rows = [(*row[:-1], "; ".join([row[-1], *notes.get(row[0], [])]).strip("; ")) for row in rows]
     print_table(
         ("CONTAINER", "INSTANCE", "VERSION", "STATE", "RUNNING", "PID", "EXECUTORS", "AGE", "REASON"),
@@ -160,5 +166,11 @@ def _row(status: InstanceStatus, now_ms: int) -> tuple[Any, ...]:
     )
 
 
-def _resting(name: str, containers: dict[str, Any]) -> dict[str, Any]:
-    return {"container": name, "version": containers[name].version, "state": "no instance", "instance": None}
+def _resting(name: str, containers: dict[str, Any], reasons: dict[str, str]) -> dict[str, Any]:
+    return {
+        "container": name,
+        "version": containers[name].version,
+        "state": "no instance",
+        "instance": None,
+        "reason": reasons.get(name, ""),
+    }
