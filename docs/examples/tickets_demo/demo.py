@@ -188,6 +188,8 @@ def main() -> int:
             problems = [str(failed)]
         finally:
             platform.disconnect()
+            if problems:
+                print(platform.last_words(), file=sys.stderr)
             say("stop the platform")
             try:
                 print(platform.run("down", "--purge"), end="")

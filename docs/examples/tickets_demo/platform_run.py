@@ -63,6 +63,14 @@ class Platform:
         found = self._connection.directory.instances("ticket-workers")
         return [status for status in found if status.state == "ready"]
 
+    def last_words(self, lines: int = 20) -> str:
+        """The ends of all logs."""
+        told = []
+        for path in sorted((self.home / "logs").rglob("*.log")):
+            end = path.read_text(errors="replace").splitlines()[-lines:]
+            told.append("\n".join((f"--- {path.name}", *end)))
+        return "\n".join(told)
+
     def disconnect(self) -> None:
         """Leaves the platform, before it is stopped."""
         if self._connection is not None:

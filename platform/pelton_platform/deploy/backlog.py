@@ -82,7 +82,7 @@ class Backlog:
             seen = self._seen.get(name)
             now = {place: ends[place] for place in mine}
             if seen is None or seen.unfinished or seen.ends != now:
-                self._seen[name] = self._count(name, now)
+                self._seen[name] = self._count(name, mine)
         return {name: seen.unfinished for name, seen in self._seen.items()}
 
     def counts(self) -> dict[str, Count]:
@@ -126,8 +126,10 @@ class Backlog:
                 _log.warning("backlog-unknown", function=name, reason=str(error))
         return ends
 
-    def _count(self, function: str, ends: dict[Place, int]) -> _Seen:
-        commits = self._admin.committed(self._topics.group(function), list(ends))
+    def _count(self, function: str, places: list[Place]) -> _Seen:
+        commits = self._admin.committed(self._topics.group(function), places)
+        # Only now: a call that was copied before its original was committed must not be missed at both places.
+        ends = self._admin.ends(places, _TIMEOUT_S)
         missing = [place for place in ends if place not in commits]
         # Without a commit everything still in the log is unfinished: what is finished was deleted from it.
         starts = self._admin.watermarks(missing) if missing else {}
