@@ -14,6 +14,7 @@ SUBJECTS: Final = (
     "instance_status",
     "log_record",
     "cancellation",
+    "timer",
 )
 """Every kind of record value there is a contract for."""
 

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from pelton.client.streams import Stream
     from pelton.container import Container
     from pelton.decorators import Function, function
+    from pelton.errors import Retry
     from pelton.handle import ContainerInfo, ExecResult, Handle, InstanceInfo
     from pelton.hooks import on_start, on_stop
     from pelton.image import Image
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from pelton.probe import Probe
     from pelton.protocol.record import Record
     from pelton.references import FunctionRef, function_ref
+    from pelton.retries import RetryPolicy
     from pelton.runtime.context import Context, context
     from pelton.secret import Secret
 
@@ -49,6 +51,8 @@ _HOMES: Final = {
     "KafkaLag": "pelton.lag",
     "Probe": "pelton.probe",
     "Record": "pelton.protocol.record",
+    "Retry": "pelton.errors",
+    "RetryPolicy": "pelton.retries",
     "Secret": "pelton.secret",
     "Stream": "pelton.client.streams",
     "chalk_logger": "pelton.logs",
@@ -84,6 +88,8 @@ __all__ = [
     "KafkaLag",
     "Probe",
     "Record",
+    "Retry",
+    "RetryPolicy",
     "Secret",
     "Stream",
     "__version__",

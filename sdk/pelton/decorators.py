@@ -28,6 +28,7 @@ from pelton.policies import (
     refuse_unsupported,
 )
 from pelton.references import Callee
+from pelton.retries import RetryPolicy, check_in_place, checked_retries
 from pelton.runtime.pickled import MAIN
 from pelton.script import notice
 from pelton.secret import Secret
@@ -53,6 +54,7 @@ class SpecParts:
         tags: free words.
         on_stream_failure: "fail".
         ordering: "none" or "key".
+        retry_policy: how failed attempts are followed by others; None without a policy.
     """
 
     name: str
@@ -65,6 +67,7 @@ class SpecParts:
     tags: tuple[str, ...]
     on_stream_failure: str = "fail"
     ordering: str = "none"
+    retry_policy: RetryPolicy | None = None
 
 
 class Function(Callee[P, C, R], Generic[P, C, R, L]):
@@ -82,6 +85,7 @@ class Function(Callee[P, C, R], Generic[P, C, R, L]):
         description: first paragraph of the docstring, or as given.
         tags: free words.
         ordering: "none" or "key".
+        retry_policy: how failed attempts are followed by others; None without a policy.
     """
 
     def __init__(
@@ -94,6 +98,7 @@ class Function(Callee[P, C, R], Generic[P, C, R, L]):
         description: str,
         tags: tuple[str, ...],
         ordering: str = "none",
+        retry_policy: RetryPolicy | None = None,
     ) -> None:
         super().__init__(name, None)
         functools.update_wrapper(self, fn)
@@ -106,6 +111,7 @@ class Function(Callee[P, C, R], Generic[P, C, R, L]):
         self.description = description
         self.tags = tags
         self.ordering = ordering
+        self.retry_policy = retry_policy
         self._parameters = parameters_of(fn)
         self._bind = binder(self.qualname, self._parameters)
 
@@ -134,6 +140,7 @@ class Function(Callee[P, C, R], Generic[P, C, R, L]):
             description=self.description,
             tags=self.tags,
             ordering=self.ordering,
+            retry_policy=self.retry_policy,
         )
 
     def options(self, *, key: str | int | None = None, **others: object) -> Self:
@@ -184,8 +191,8 @@ def function(
     timeout: timedelta | float | None = None,
     concurrency: Any = None,
     rate_limit: Any = None,
-    retries: Any = None,
-    retry_policy: Any = None,
+    retries: int | RetryPolicy | None = None,
+    retry_policy: RetryPolicy | None = None,
     on_stream_failure: str | None = None,
     ordering: str | None = None,
     schedule: Any = None,
@@ -218,8 +225,8 @@ def function(
     timeout: timedelta | float | None = None,
     concurrency: Any = None,
     rate_limit: Any = None,
-    retries: Any = None,
-    retry_policy: Any = None,
+    retries: int | RetryPolicy | None = None,
+    retry_policy: RetryPolicy | None = None,
     on_stream_failure: str | None = None,
     ordering: str | None = None,
     schedule: Any = None,
@@ -241,8 +248,9 @@ def function(
             the order in which they were sent, each after the end of the one before it.
         description: what it does; None for the first paragraph of its docstring.
         tags: free words.
-        concurrency, rate_limit, retries, retry_policy, schedule, trigger: not in this
-            version.
+        retries, retry_policy: how often a failed call is tried again, or a `RetryPolicy`; one of them. None:
+            three attempts, and only when what ran the call was lost.
+        concurrency, rate_limit, schedule, trigger: not in this version.
 
     Returns:
         A `Function`, or with keywords alone a decorator that makes one.
@@ -257,8 +265,6 @@ def function(
         {
             "concurrency": concurrency,
             "rate_limit": rate_limit,
-            "retries": retries,
-            "retry_policy": retry_policy,
             "schedule": schedule,
             "trigger": trigger,
         },
@@ -279,6 +285,9 @@ def function(
     _check_container(label, container, resources)
     if name is not None:
         checked_name("function", name)
+    policy = checked_retries(label, retries, retry_policy)
+    if ordering == "key":
+        check_in_place(label, policy)
     timeout_ms = checked_timeout(label, timeout)
     words = () if tags is None else checked_words(label, "tags", tags)
     text = None if description is None else checked_text(label, "description", description)
@@ -294,6 +303,7 @@ def function(
             description=_first_paragraph(fn) if text is None else text,
             tags=words,
             ordering=ordering or "none",
+            retry_policy=policy,
         )
         register(made)
         notice(made)

@@ -18,6 +18,9 @@ from pelton.runtime.pickled import MAIN
 
 S = TypeVar("S", FunctionSpec, ContainerSpec)
 
+NO_POLICY_ATTEMPTS: Final = 3
+"""Attempts of a call whose function has no retry policy; they are for lost executors and instances."""
+
 _NOT_DEFINING: Final = frozenset({"version", "deployed_ms", "digest", "fixed_instances"})
 """Fields of a spec that change although nothing was changed."""
 
@@ -53,6 +56,7 @@ def function_spec(
     """
     check_reachable(function)
     parts = function.spec_parts
+    policy = parts.retry_policy
     return _with_digest(
         FunctionSpec(
             name=parts.name,
@@ -67,6 +71,8 @@ def function_spec(
             timeout_ms=parts.timeout_ms,
             on_stream_failure=parts.on_stream_failure,
             ordering=parts.ordering,
+            max_attempts=NO_POLICY_ATTEMPTS if policy is None else policy.max_retries + 1,
+            retry=None if policy is None else policy.spec,
             description=parts.description,
             tags=parts.tags,
             deployed_ms=deployed_ms,

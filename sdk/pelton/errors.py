@@ -21,6 +21,7 @@ PeltonError
 ├── SignatureError                       a signed thing whose signature does not verify
 ├── DataLoss                             the reader's start lies below the log start
 ├── DeployError                          a deploy was refused
+├── Retry                                raised by functions: try this call again                    retriable
 └── CallFailed
     ├── FunctionError (RuntimeError)     user code raised
     ├── CallCancelled                    somebody cancelled it, or a call above it (CANCELLED)
@@ -32,6 +33,7 @@ PeltonError
 from __future__ import annotations
 
 from collections.abc import Sequence
+from datetime import timedelta
 
 
 class PeltonError(Exception):
@@ -132,6 +134,32 @@ class DataLoss(PeltonError):
 
 class DeployError(PeltonError):
     """A deploy was refused before anything changed; the message says why and what to do."""
+
+
+class Retry(PeltonError):
+    """Raised by a function that wants its call to be tried again, whatever its retry policy is.
+
+    It counts as an attempt like any other: without a policy a call has three of them.
+
+    Args:
+        message: why, for people.
+        after: how long to wait, seconds or a `timedelta`, up to 7 days; None leaves it to the policy.
+
+    Attributes:
+        after_ms: the same in milliseconds, -1 for None.
+
+    Raises:
+        ValueError: `after` is negative, no number, or above 7 days.
+    """
+
+    retriable = True
+
+    def __init__(self, message: str = "", *, after: float | timedelta | None = None) -> None:
+        super().__init__(message)
+        seconds = after.total_seconds() if isinstance(after, timedelta) else after
+        if seconds is not None and not 0 <= seconds <= 7 * 86_400:
+            raise ValueError(f"after is a time of 0 s to 7 days, not {after!r}")
+        self.after_ms = -1 if seconds is None else round(seconds * 1000)
 
 
 class CallFailed(PeltonError):

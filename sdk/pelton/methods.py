@@ -16,6 +16,7 @@ from pelton.errors import DefinitionError
 from pelton.hooks import OBJECT, SharedObject
 from pelton.image import Image
 from pelton.policies import checked_name
+from pelton.retries import RetryPolicy
 from pelton.secret import Secret
 
 C = TypeVar("C", bound=type)
@@ -71,6 +72,8 @@ def method(
     timeout: timedelta | float | None = None,
     on_stream_failure: str | None = None,
     ordering: str | None = None,
+    retries: int | RetryPolicy | None = None,
+    retry_policy: RetryPolicy | None = None,
     description: str | None = None,
     tags: Sequence[str] | None = None,
 ) -> MethodDecorator: ...
@@ -96,6 +99,8 @@ def method(
     timeout: timedelta | float | None = None,
     on_stream_failure: str | None = None,
     ordering: str | None = None,
+    retries: int | RetryPolicy | None = None,
+    retry_policy: RetryPolicy | None = None,
     description: str | None = None,
     tags: Sequence[str] | None = None,
 ) -> Any:
@@ -104,7 +109,7 @@ def method(
     Args:
         fn: the method: `def`, `async def`, or a generator of either kind.
         name: its name after that of the class; None for that of the method.
-        timeout, on_stream_failure, ordering, description, tags: see `function`.
+        timeout, on_stream_failure, ordering, retries, retry_policy, description, tags: see `function`.
 
     Raises:
         DefinitionError: it is no method.
@@ -113,6 +118,8 @@ def method(
         "timeout": timeout,
         "on_stream_failure": on_stream_failure,
         "ordering": ordering,
+        "retries": retries,
+        "retry_policy": retry_policy,
         "description": description,
         "tags": tags,
     }

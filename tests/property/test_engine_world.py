@@ -79,6 +79,18 @@ def test_promises_hold_with_key_order(mix: dict[str, Any], nested: bool) -> None
         assert seen[name] > 0, f"no history had {name}: {seen}"
 
 
+@pytest.mark.parametrize("keys", [False, True], ids=["unordered", "keys"])
+@pytest.mark.parametrize("mix", MIXES, ids=["crashes", "rebalances"])
+def test_promises_hold_with_retries(mix: dict[str, Any], keys: bool) -> None:
+    """Every attempt granted is made, none before its time, and none after one that did not fail."""
+    seen: Counter[str] = Counter()
+    for seed in range(4000, 4080):
+        seen.update(history(seed, delays=True, keys=keys, cancels=seed % 3 == 0, **mix).counters)
+    names = ["failed_attempts", "delayed_starts", "crashes", "dropped_runs", "expiries", "ended_cancelled"]
+    for name in names if keys else [*names, "fired_timers"]:
+        assert seen[name] > 0, f"no history had {name}: {seen}"
+
+
 # ---- seeded bugs: each rule broken alone is caught by the same histories ----
 
 
@@ -167,10 +179,25 @@ class DropsOnRebalance(Engine):
 class LosesRetries(Engine):
     """A failed attempt's record is finished when its retry is planned."""
 
-    def _failed(self, run: Run, failure: Failure) -> None:
-        super()._failed(run, failure)
+    def _failed(self, run: Run, failure: Failure, **how: Any) -> None:
+        super()._failed(run, failure, **how)
         if run.state is RunState.BACKOFF:
             self._finish(run)
+
+
+class RetriesEarly(Engine):
+    """A record starts as soon as it is there, whenever it is due."""
+
+    def _not_due(self, item: Item, headers: Any) -> bool:
+        return False
+
+
+class FinishesBeforeTheRetry(Engine):
+    """A call that goes on elsewhere is done before Kafka has what it goes on with."""
+
+    def _send_on(self, run: Run, again: Any, as_timer: bool) -> None:
+        super()._send_on(run, again, as_timer)
+        self._finish(run)
 
 
 class IgnoresTokens(Fold):
@@ -280,6 +307,8 @@ BUGS: dict[str, tuple[dict[str, Any], str]] = {
     "rewritten early": ({"engine": RewritesEarly, "streams": True}, "P"),
     "lost on rebalance": ({"engine": DropsOnRebalance}, "P"),
     "retry lost": ({"engine": LosesRetries}, "P"),
+    "retry too early": ({"engine": RetriesEarly, "delays": True}, "R"),
+    "done before the retry is kept": ({"engine": FinishesBeforeTheRetry, "delays": True}, "P"),
     "park without giving back": ({"engine": ParksWithoutGivingBack, "nested": True}, "P7"),
     "finished before its copy": ({"engine": FinishesBeforeItsCopy, "nested": True}, "P"),
     "nothing behind the window": ({"engine": ReachesNothingBehind, "nested": True}, "P7"),

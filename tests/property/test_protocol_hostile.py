@@ -37,6 +37,7 @@ SAMPLES: dict[str, tuple[Any, Callable[[Any], bytes]]] = {
     "instance_status": (wire.instance_statuses, codec.encode_instance_status),
     "log_record": (wire.logs, codec.encode_log),
     "cancellation": (wire.cancellations, codec.encode_cancellation),
+    "timer": (wire.timers, codec.encode_timer),
 }
 RING = Keyring([new_key()], "ns")
 

@@ -27,6 +27,7 @@ RECORDS: list[tuple[str, Any, Callable[[Any], bytes], Callable[[bytes], Any]]] =
     ("instance_status", wire.instance_statuses, codec.encode_instance_status, codec.decode_instance_status),
     ("log_record", wire.logs, codec.encode_log, codec.decode_log),
     ("cancellation", wire.cancellations, codec.encode_cancellation, codec.decode_cancellation),
+    ("timer", wire.timers, codec.encode_timer, codec.decode_timer),
 ]
 
 

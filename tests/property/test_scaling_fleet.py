@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pelton.core.flow import Flow
-from pelton.core.scaling import Bounds, Needs, desired, needed, remember
+from pelton.core.scaling import BUSY, IDLE, Bounds, Needs, desired, needed, remember
 from pelton_platform.deploy.plan import Live, Workload, plan
 from support.fleet import Fleet
 
@@ -28,7 +28,9 @@ def test_fleet_under_an_even_load_settles(load: tuple[float, int, int]) -> None:
     fleet.run(120, lambda _: rate, service_ms)
     assert len(set(fleet.between(60, 120))) <= 2
     assert fleet.reversals(60, 120) <= 1
-    assert math.ceil(erlangs / slots) <= fleet.sizes[-1] <= math.ceil(erlangs / slots / 0.8) + 1
+    # A few too many are kept rather than stopped and started again, as long as they are busy enough.
+    enough = max(math.ceil(erlangs / slots / BUSY) + 1, math.ceil(erlangs / slots / IDLE))
+    assert math.ceil(erlangs / slots) <= fleet.sizes[-1] <= enough
     late = fleet.waits[-round(rate * 30) :]
     assert sorted(late)[int(len(late) * 0.99)] <= 1_000
 

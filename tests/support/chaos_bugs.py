@@ -98,11 +98,11 @@ def _retry_lost() -> None:
     """An attempt that died with its executor ends the call without a word."""
     failed = Attempts._failed
 
-    def forgetful(self: Attempts, run: Run, failure: Failure) -> None:
+    def forgetful(self: Attempts, run: Run, failure: Failure, **how: Any) -> None:
         if failure.code == "UNAVAILABLE":
             self._finish(run)
         else:
-            failed(self, run, failure)
+            failed(self, run, failure, **how)
 
     _replace(Attempts, "_failed", forgetful)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any, TypeVar
 
-from pelton.core.attempts import EngineSettings
 from pelton.core.call import InputHeaders, InputPartition, InputTopic
 from pelton.core.cancelling import Cancellations
 from pelton.core.decisions import (
@@ -18,6 +17,7 @@ from pelton.core.decisions import (
 )
 from pelton.core.engine import Engine
 from pelton.core.offsets import CommitMeta, decode_metadata, encode_metadata
+from pelton.core.runs import EngineSettings
 
 A = TypeVar("A")
 

@@ -29,9 +29,11 @@ from pelton.core.call import (
     Origin,
     Result,
     ResultKind,
+    Timer,
     Token,
     mint_call_id,
 )
+from pelton.core.retry import RetrySpec
 from pelton.core.spec import (
     ContainerSpec,
     FunctionKind,
@@ -122,6 +124,16 @@ def _encode_function_spec_v1(spec: FunctionSpec) -> bytes:
     return Subject("function_spec", {1: pelton_schemas.versions("function_spec")[1]}).encode(values)
 
 
+def _encode_function_spec_v2(spec: FunctionSpec) -> bytes:
+    """As versions wrote it that knew no retries."""
+    values = {
+        **asdict(spec),
+        "kind": str(spec.kind),
+        "parameters": [asdict(parameter) for parameter in spec.parameters],
+    }
+    return Subject("function_spec", {2: pelton_schemas.versions("function_spec")[2]}).encode(values)
+
+
 def _encode_container_spec_v1(spec: ContainerSpec) -> bytes:
     """As versions wrote it that knew neither ports nor probes."""
     values = {
@@ -205,8 +217,22 @@ def _records() -> dict[str, Case]:
         "function_spec/full": Case(FUNCTION_SPEC, _encode_function_spec_v1, codec.decode_function_spec),
         "function_spec/code": Case(
             replace(FUNCTION_SPEC, module="__main__", code="ef" * 32, ordering="key"),
+            _encode_function_spec_v2,
+            codec.decode_function_spec,
+        ),
+        "function_spec/retry": Case(
+            replace(
+                FUNCTION_SPEC,
+                retry=RetrySpec(250, 1.5, 90_000, 0.25, ("ABORTED", "NOT_FOUND")),
+                max_waiting=9,
+            ),
             codec.encode_function_spec,
             codec.decode_function_spec,
+        ),
+        "timer/full": Case(
+            Timer(NOW, "pelton.fn.f.retries", 3, b"body", ID, (("id", ID), ("fn", b"f"))),
+            codec.encode_timer,
+            codec.decode_timer,
         ),
         "container_spec/full": Case(CONTAINER_SPEC, _encode_container_spec_v1, codec.decode_container_spec),
         "container_spec/probes": Case(

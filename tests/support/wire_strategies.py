@@ -21,8 +21,10 @@ from pelton.core.call import (
     Origin,
     Result,
     ResultKind,
+    Timer,
     Token,
 )
+from pelton.core.retry import RetrySpec
 from pelton.core.spec import (
     ContainerSpec,
     FunctionKind,
@@ -103,6 +105,9 @@ dead_letters = st.builds(
     st.booleans(),
 )
 parameters = st.builds(ParameterSpec, texts, texts, st.booleans())
+retries = st.builds(
+    RetrySpec, counts, st.floats(1, 10), counts, st.floats(0, 1), st.lists(texts, max_size=3).map(tuple)
+)
 function_specs = st.builds(
     FunctionSpec,
     names,
@@ -121,6 +126,19 @@ function_specs = st.builds(
     tuples_of_texts,
     counts,
     texts,
+    texts,
+    st.sampled_from(("none", "key")),
+    st.none() | retries,
+    counts,
+)
+timers = st.builds(
+    Timer,
+    counts,
+    texts,
+    st.integers(0, 2**31 - 1),
+    blobs,
+    st.none() | blobs,
+    st.lists(st.tuples(texts, blobs), max_size=4).map(tuple),
 )
 images = st.builds(
     ImageSpec, st.none() | texts, st.lists(st.tuples(texts, tuples_of_texts), max_size=3).map(tuple), texts

@@ -6,7 +6,6 @@ import random
 from collections import Counter
 from collections.abc import Iterator
 
-from pelton.core.attempts import EngineSettings
 from pelton.core.call import Failure, InputHeaders, InputPartition, InputTopic, Result
 from pelton.core.cancelling import Cancellations
 from pelton.core.decisions import (
@@ -24,12 +23,15 @@ from pelton.core.decisions import (
     SendDeadLetter,
     SendInput,
     SendResult,
+    SendTimer,
     Start,
     Unpark,
 )
 from pelton.core.engine import Engine
 from pelton.core.fold import Fold
 from pelton.core.offsets import decode_metadata, initial_metadata
+from pelton.core.runs import EngineSettings
+from support.world_delays import Delays
 from support.world_parts import (
     MAX_ATTEMPTS,
     MESSAGE_MS,
@@ -43,6 +45,7 @@ from support.world_parts import (
     Keys,
     Sent,
     judge_call,
+    random_calls,
 )
 
 
@@ -59,6 +62,7 @@ class World:
         nested: bool = False,
         cancels: bool = False,
         keys: bool = False,
+        delays: bool = False,
         cancellations: type[Cancellations] = Cancellations,
         engine: type[Engine] = Engine,
         fold: type[Fold] = Fold,
@@ -68,6 +72,7 @@ class World:
         self.engine_type, self.fold_type = engine, fold
         self.cancellations_type = cancellations
         self.keys = Keys(keys)
+        self.delays = Delays(rng, delays)
         self.cancels = Cancels(0.02 if cancels else 0.0)
         self.now_ms = 1_000
         self.streams = rng.random() < 0.5 if streams is None else streams
@@ -92,12 +97,7 @@ class World:
         self.counters: Counter[str] = Counter()
         self.next_execution = 0
         self.trace: list[str] = []
-        kinds = ["ok", "stream" if self.streams else "ok", "fail", "kill-executor", "kill-instance"]
-        self.calls: dict[int, Call] = {}
-        for number in range(1, rng.randint(4, 10)):
-            kind = "nest" if nested and rng.random() < 0.7 else rng.choices(kinds, [4, 5, 2, 1, 1])[0]
-            chunks = rng.randint(1, 4) if self.streams and kind != "nest" else 0
-            self.calls[number] = Call(number, kind, chunks)
+        self.calls = random_calls(rng, streams=self.streams, nested=nested, delays=delays)
         self.pending = list(self.calls.values())
         for _ in range(2):
             self.spawn()
@@ -116,6 +116,7 @@ class World:
             isolated=1,
             parked_per_depth=2,
             ordered=self.keys.ordered,
+            retry=self.delays.spec,
         )
         known = self.cancellations_type()
         engine = self.engine_type(settings, self.rng.random, known)
@@ -159,7 +160,7 @@ class World:
             self._carry_out(instance, action)
 
     def _carry_out(self, instance: Instance, action: Action) -> None:
-        if isinstance(action, SendResult | SendDeadLetter | SendInput):
+        if isinstance(action, SendResult | SendDeadLetter | SendInput | SendTimer):
             instance.queue.append(Sent(action, self.now_ms))
         elif isinstance(action, Commit):
             instance.commits.append((instance.member, instance.generation, action))
@@ -170,9 +171,10 @@ class World:
             if self.cancels.concern(call, instance.cancels_before.get(partition, 0)):
                 raise Broken(f"C {call} started, and its cancellation was in the log before the assignment")
             self.keys.start(self, instance, call)
+            self.delays.start(self, call, action)
             executor = -self.next_execution if action.isolated else instance.shared
             self.executions[call.number] += 1
-            execution = Execution(self.next_execution, action.run_id, call, executor)
+            execution = Execution(self.next_execution, action.run_id, call, executor, action.attempt)
             instance.executions[action.run_id] = execution
             self.trace.append(f"{self.now_ms} {instance.name} runs {call} {tuple(action.token)}")
         elif isinstance(action, ReadResults):
@@ -211,9 +213,8 @@ class World:
     def fold(self, call_id: bytes, end: int | None = None) -> Fold:
         """What a reader of the call's results has seen up to `end`."""
         fold = self.fold_type()
-        for result in self.results[:end]:
-            if result.call_id == call_id:
-                fold.feed(result)
+        for result in [each for each in self.results[:end] if each.call_id == call_id]:
+            fold.feed(result)
         return fold
 
     def append(self, sent: Sent) -> int:
@@ -226,7 +227,12 @@ class World:
             headers = action.record.headers
             self.dead.append(headers.call_id if headers is not None else b"")
             return len(self.dead) - 1
-        log = self.logs[action.target]
+        return self.delays.write(action) if isinstance(action, SendTimer) else self.append_input(action)
+
+    def append_input(self, action: SendInput | SendTimer) -> int:
+        """The broker takes an input record; all retries go to one partition."""
+        target = action.target._replace(partition=0) if action.target.topic else action.target
+        log = self.logs[target]
         log.append((action.headers, action.value))
         return len(log) - 1
 
@@ -304,6 +310,7 @@ class World:
             for at in range(offset, len(log)):
                 if log[at][0].call_id == call_id and at not in finished:
                     yield partition, at
+        yield from self.delays.live(call_id)
 
     def check(self, partition: InputPartition, low: int, high: int, text: str) -> None:
         """P4 and P7: what is finished has durable evidence, and an open call keeps a live record."""
@@ -388,6 +395,7 @@ class World:
         for due, sent in [entry for entry in self.limbo if entry[0] <= self.now_ms]:
             self.append(sent)
             self.limbo.remove((due, sent))
+        self.delays.fire(self)
 
     def submit(self) -> None:
         """The next call is accepted."""
@@ -453,7 +461,7 @@ class World:
             instance.engine.chunks(self.now_ms, execution.run_id, [chunk])
         else:
             del instance.executions[execution.run_id]
-            failure = Failure("ValueError", "no") if call.kind == "fail" else None
+            failure = self.delays.end(self, call, execution.attempt)
             value = None if failure else str(execution.id).encode()
             instance.engine.finished(self.now_ms, execution.run_id, value, failure)
 
@@ -521,11 +529,10 @@ class World:
             self.submit()
         if self.faults:
             self.fault()
-        if self.cancels.chance and self.rng.random() < self.cancels.chance:
-            self.cancels.asked.append(self.rng.choice(list(self.calls.values())))
-            self.trace.append(f"{self.now_ms} cancel {self.cancels.asked[-1]}")
-        count = len(self.instances)
-        if self.rng.random() < (0.2 if count < 2 else 0.004 if self.faults and count < 4 else 0):
+        self.cancels.perhaps(self)
+        if self.rng.random() < (
+            0.2 if (count := len(self.instances)) < 2 else 0.004 if self.faults and count < 4 else 0
+        ):
             self.spawn()
         self.rebalance()
         for instance in list(self.instances):
@@ -578,9 +585,8 @@ class World:
         for call in self.calls.values():
             fold = self.fold_type()
             chunks: list[bytes] = []
-            for result in self.results:
-                if result.call_id == call.id:
-                    chunks.extend(fold.feed(result))
+            for result in [each for each in self.results if each.call_id == call.id]:
+                chunks.extend(fold.feed(result))
             judge_call(self, call, fold, chunks)
 
 

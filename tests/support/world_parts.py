@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from pelton.core.call import InputPartition, InputTopic
 from pelton.core.cancelling import Cancellations
-from pelton.core.decisions import Commit, ReadCancellations, SendDeadLetter, SendInput, SendResult
+from pelton.core.decisions import Commit, ReadCancellations, SendDeadLetter, SendInput, SendResult, SendTimer
 from pelton.core.engine import Engine
 from pelton.core.fold import Fold
 
@@ -27,7 +28,7 @@ class Broken(AssertionError):
 
 @dataclass(frozen=True)
 class Call:
-    """What the user's code does: `ok`, `stream`, `fail`, `kill-executor`, `kill-instance`, `nest`."""
+    """What the user's code does: `ok`, `stream`, `fail`, `flaky`, `nest`, or `kill-` something."""
 
     number: int
     kind: str
@@ -40,11 +41,23 @@ class Call:
         return self.number.to_bytes(16, "big")
 
 
+def random_calls(rng: random.Random, *, streams: bool, nested: bool, delays: bool) -> dict[int, Call]:
+    """The calls of a history, by number."""
+    kinds = ["ok", "stream" if streams else "ok", "fail", "kill-executor", "kill-instance", "flaky"]
+    calls: dict[int, Call] = {}
+    for number in range(1, rng.randint(4, 10)):
+        weights = [4, 5, 2, 1, 1, 9 * delays]
+        kind = "nest" if nested and rng.random() < 0.7 else rng.choices(kinds, weights)[0]
+        chunks = rng.randint(1, 4) if streams and kind not in ("nest", "flaky") else 0
+        calls[number] = Call(number, kind, chunks)
+    return calls
+
+
 @dataclass(eq=False)
 class Sent:
     """A record in a producer's queue."""
 
-    action: SendResult | SendDeadLetter | SendInput
+    action: SendResult | SendDeadLetter | SendInput | SendTimer
     at_ms: int
 
 
@@ -56,6 +69,7 @@ class Execution:
     run_id: int
     call: Call
     executor: int
+    attempt: int = 1
     step: int = 0
     child: Call | None = None
     asked: bool = False
@@ -107,6 +121,12 @@ class Cancels:
         """Whether one of the first requests is about a call, or about one above it."""
         above = {call.ancestry[at : at + 16] for at in range(0, len(call.ancestry), 16)}
         return any(each.id == call.id or each.id in above for each in self.asked[:end])
+
+    def perhaps(self, world: World) -> None:
+        """Somebody may ask for the end of a call."""
+        if self.chance and world.rng.random() < self.chance:
+            self.asked.append(world.rng.choice(list(world.calls.values())))
+            world.trace.append(f"{world.now_ms} cancel {self.asked[-1]}")
 
     def read(self, world: World, instance: Instance, end: int) -> None:
         """An instance reads requests."""
@@ -206,11 +226,13 @@ def judge_call(world: World, call: Call, fold: Fold, chunks: list[bytes]) -> Non
             raise Broken(f"P3 {call} ended well with {parts}")
         if parts and {who for who, _ in parts} != {outcome.items[0].decode()}:
             raise Broken(f"P3 {call} has chunks of another execution than its outcome {outcome}")
-        if call.kind not in ("ok", "stream", "nest"):
+        if call.kind not in ("ok", "stream", "nest") and not world.delays.may_end_well(call):
             raise Broken(f"P2 {call} ended well")
     else:
         if call.id not in world.dead:
             raise Broken(f"P7 {call} was given up without a dead letter")
+        if world.delays.may_end_well(call) and outcome.failure.code != "UNAVAILABLE":
+            raise Broken(f"R {call} was given up before its attempts were used: {outcome.failure}")
         if call.kind.startswith("kill") and outcome.failure.code != "UNAVAILABLE":
             raise Broken(f"P7 {call} ended {outcome.failure}")
     if call.kind.startswith("kill") and world.deaths[call.number] > 2 * MAX_ATTEMPTS * (MAX_ATTEMPTS + 1):

@@ -173,32 +173,35 @@ def test_a_version_that_is_not_deployed_is_refused(transport: ScriptedTransport)
 
 
 @pytest.mark.parametrize(
-    ("code", "kind"),
+    ("code", "traceback", "kind"),
     [
-        ("UNKNOWN", FunctionError),
-        ("ABORTED", FunctionError),
-        ("DEADLINE_EXCEEDED", CallTimeout),
-        ("UNAVAILABLE", CallUnavailable),
-        ("INVALID_ARGUMENT", CallRejected),
-        ("DATA_LOSS", CallRejected),
-        ("FAILED_PRECONDITION", CallRejected),
-        ("RESOURCE_EXHAUSTED", CallRejected),
+        ("UNKNOWN", "Traceback: line 3", FunctionError),
+        ("ABORTED", "Traceback: line 3", FunctionError),
+        ("INVALID_ARGUMENT", "Traceback: line 3", CallRejected),
+        ("DEADLINE_EXCEEDED", "", CallTimeout),
+        ("UNAVAILABLE", "", CallUnavailable),
+        ("DATA_LOSS", "", CallRejected),
+        ("FAILED_PRECONDITION", "", CallRejected),
+        ("RESOURCE_EXHAUSTED", "", CallRejected),
+        ("DEADLINE_EXCEEDED", "Traceback: a TimeoutError of user code", FunctionError),
+        ("UNAVAILABLE", "Traceback: a ConnectionError of user code", FunctionError),
+        ("RESOURCE_EXHAUSTED", "Traceback: a MemoryError of user code", FunctionError),
     ],
 )
 def test_failures_arrive_as_errors(
-    transport: ScriptedTransport, classify: FunctionRef, code: str, kind: type[Exception]
+    transport: ScriptedTransport, classify: FunctionRef, code: str, traceback: str, kind: type[Exception]
 ) -> None:
-    """Each code has its class, and the error carries what is known of the failure."""
+    """Each code has its class unless user code raised, and the error carries what is known of the failure."""
     future = classify.async_call(1)
     call_id = transport.last.call_id
-    failure = Failure("builtins.ValueError", "no such label", "Traceback: line 3", code, attempt=2)
+    failure = Failure("builtins.ValueError", "no such label", traceback, code, attempt=2)
     transport.deliver(call_id, outcome(call_id, failure=failure))
     error = future.exception(timeout=0)
     assert isinstance(error, CallFailed)
     assert type(error) is kind
     assert (error.type, error.message, error.attempt) == ("builtins.ValueError", "no such label", 2)
-    assert error.call_id == future.call_id
-    assert any("Traceback: line 3" in note for note in error.__notes__)
+    assert (error.code, error.call_id) == (code, future.call_id)
+    assert any(traceback in note for note in error.__notes__)
     with pytest.raises(kind):
         future.result()
 

@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 from confluent_kafka import KafkaError
 
-from pelton.core.attempts import EngineSettings
 from pelton.core.call import InputHeaders, InputPartition, InputTopic, Token
 from pelton.core.decisions import (
     Commit,
@@ -24,6 +23,7 @@ from pelton.core.decisions import (
 )
 from pelton.core.engine import Engine
 from pelton.core.offsets import initial_metadata
+from pelton.core.runs import EngineSettings
 from pelton.protocol.frames import FromExecutor, ToExecutor
 from pelton.transport.kafka.group import commit_outcome
 from pelton_platform.coordinator import times
@@ -195,13 +195,14 @@ OUTCOME, CHUNKS, POISON, LOG = (
     ("record", "sound"),
     [
         ([OUTCOME, 1, b"value", None, 0], True),
-        ([OUTCOME, 1, None, ["E", "m", "t", "UNKNOWN", False], 0], True),
+        ([OUTCOME, 1, None, ["E", "m", "t", "UNKNOWN", False, -1], 0], True),
         ([OUTCOME, 1, None, None, 0], False),
-        ([OUTCOME, 1, b"value", ["E", "m", "t", "UNKNOWN", False], 0], False),
+        ([OUTCOME, 1, b"value", ["E", "m", "t", "UNKNOWN", False, -1], 0], False),
         ([OUTCOME, 1, "value", None, 0], False),
         ([OUTCOME, 1, b"value", None, "now"], False),
         ([OUTCOME, 1, None, ["E", "m", "t", "UNKNOWN"], 0], False),
-        ([OUTCOME, 1, None, ["E", 5, "t", "UNKNOWN", False], 0], False),
+        ([OUTCOME, 1, None, ["E", "m", "t", "UNKNOWN", False, "1"], 0], False),
+        ([OUTCOME, 1, None, ["E", 5, "t", "UNKNOWN", False, -1], 0], False),
         ([CHUNKS, 1, [b"a", b"b"]], True),
         ([CHUNKS, 1, [b"a", None]], False),
         ([CHUNKS, 1, b"a"], False),
@@ -222,11 +223,11 @@ def test_coordinator_hears_only_records_whose_fields_are_of_their_types(
 
 
 def test_coordinator_failures_keep_all_that_an_executor_says() -> None:
-    """Type, message, traceback, code and whether trying again may help."""
-    failure = failure_of(["builtins.ValueError", "m", "trace", "UNKNOWN", True])
+    """Type, message, traceback, code, whether trying again may help, and when."""
+    failure = failure_of(["builtins.ValueError", "m", "trace", "UNKNOWN", True, 250])
     assert failure is not None
     assert (failure.type, failure.message, failure.traceback) == ("builtins.ValueError", "m", "trace")
-    assert (failure.code, failure.retriable) == ("UNKNOWN", True)
+    assert (failure.code, failure.retriable, failure.after_ms) == ("UNKNOWN", True, 250)
     assert failure_of(None) is None
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pelton.core.attempts import EngineSettings
 from pelton.core.call import Failure, ResultKind
 from pelton.core.decisions import (
     Commit,
@@ -17,6 +16,7 @@ from pelton.core.decisions import (
     Start,
 )
 from pelton.core.offsets import CommitMeta
+from pelton.core.runs import EngineSettings
 from support.engine_desk import P0, P1, Desk, call_id, record
 
 A, B = b"a", b"b"
@@ -112,7 +112,7 @@ def test_a_failed_call_is_tried_again_before_the_next_one() -> None:
     desk = desk_with(max_attempts=2)
     desk.records(record(0, key=A), record(1, key=A))
     (first,) = desk.starts()
-    lost = Failure("ExecutorLost", "gone", code="UNAVAILABLE")
+    lost = Failure("Gone", "gone", code="UNAVAILABLE", retriable=True)
     finish(desk, first, lost)
     desk.acknowledge_commits()
     desk.after(1000)

@@ -126,8 +126,6 @@ def test_local_runs_the_bare_function() -> None:
     [
         {"concurrency": 2},
         {"rate_limit": "10/s"},
-        {"retries": 3},
-        {"retry_policy": object()},
         {"on_stream_failure": "resume"},
         {"ordering": "fifo"},
         {"schedule": "1m"},

@@ -374,7 +374,7 @@ class ExecutorPool:
             self._tell(self._on_ready, executor.id, 0 if executor.child is None else executor.child.pid)
             return False
         elif kind == FromExecutor.BROKEN:
-            kind_name, message, traceback, code, retriable = record[1]
+            kind_name, message, traceback, code, retriable, _ = record[1]
             broken = Failure(kind_name, message, traceback, code, bool(retriable))
             executor.broken = self._settings.redact.of_failure(broken)
             return False

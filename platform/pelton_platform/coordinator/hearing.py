@@ -29,7 +29,7 @@ def is_sound(record: Sequence[Any]) -> bool:
             return False
         if failure is None:
             return type(value) is bytes
-        return value is None and _types(failure, str, str, str, str, bool)
+        return value is None and _types(failure, str, str, str, str, bool, int)
     if kind == _CHUNKS:
         return type(record[2]) is list and all(type(item) is bytes for item in record[2])
     if kind == _POISON:
@@ -55,5 +55,5 @@ def failure_of(parts: Sequence[Any] | None, redact: Redactor = NOTHING) -> Failu
     """A failure as an executor sends it, without the values of secrets."""
     if parts is None:
         return None
-    kind, message, traceback, code, retriable = parts
-    return redact.of_failure(Failure(kind, message, traceback, code, retriable))
+    kind, message, traceback, code, retriable, after_ms = parts
+    return redact.of_failure(Failure(kind, message, traceback, code, retriable, after_ms=after_ms))

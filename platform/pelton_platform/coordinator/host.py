@@ -17,8 +17,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final
 
-from pelton.core.attempts import EngineSettings
-from pelton.core.call import DeadLetter, InputPartition
+from pelton.core.call import DeadLetter, InputPartition, Timer
 from pelton.core.decisions import (
     Alarm,
     Commit,
@@ -34,21 +33,23 @@ from pelton.core.decisions import (
     SendDeadLetter,
     SendInput,
     SendResult,
+    SendTimer,
     Start,
     Trim,
     Unpark,
 )
 from pelton.core.engine import Engine
+from pelton.core.runs import EngineSettings
 from pelton.core.spec import FunctionKind, FunctionSpec, LogRecord
 from pelton.errors import PeltonError, TransportError
-from pelton.protocol.codec import encode_dead_letter, encode_result
+from pelton.protocol.codec import encode_dead_letter, encode_result, encode_timer
 from pelton.protocol.frames import FromExecutor
 from pelton.protocol.headers import encode_input
 from pelton.protocol.headers import encode_result as result_headers
-from pelton.protocol.history import read_history
+from pelton.protocol.history import read_history, with_history
 from pelton.protocol.pickles import MARK, is_pickled
 from pelton.protocol.signing import Keyring
-from pelton.protocol.topics import Topics
+from pelton.protocol.topics import Control, Topics, timer_key
 from pelton.transport.config import ConnectionConfig
 from pelton.transport.exchange import clear_exchange
 from pelton.transport.kafka.clock import BrokerClock
@@ -142,6 +143,7 @@ class FunctionHost:
         self._topics = Topics(services.config.namespace)
         self._results = self._topics.results(spec.name)
         self._letters = self._topics.dead_letters(spec.name)
+        self._timers = self._topics.control(Control.TIMERS)
         self._turn = Turn(self)
         self._engine = Engine(
             EngineSettings.of(spec, executors.instance),
@@ -173,6 +175,7 @@ class FunctionHost:
             SendResult: self._send_result,
             SendDeadLetter: self._send_dead_letter,
             SendInput: self._send_input,
+            SendTimer: self._send_timer,
             Commit: self._send_commit,
             Start: self._place,
             Interrupt: self._interrupt,
@@ -240,8 +243,9 @@ class FunctionHost:
 
     @property
     def busy(self) -> bool:
-        """Whether the engine should be told the time often."""
-        return self._consumer.busy
+        """Whether the engine should be told the time often: something is open, or will be due soon."""
+        due_ms = self._engine.next_due_ms
+        return self._consumer.busy or bool(due_ms and due_ms - self._now_ms() < times.SOON_MS)
 
     @property
     def polled_at(self) -> float:
@@ -448,7 +452,7 @@ class FunctionHost:
         topic: str,
         value: bytes,
         key: bytes | None,
-        partition: int,
+        partition: int | None,
         headers: list[tuple[str, bytes]],
     ) -> None:
         try:
@@ -487,7 +491,7 @@ class FunctionHost:
         )
 
     def _send_dead_letter(self, action: SendDeadLetter) -> None:
-        send_id, origin, record, reason = action
+        send_id, origin, record, reason, failures = action
         headers = record.headers
         letter = DeadLetter(
             call_id=None if headers is None else headers.call_id,
@@ -497,7 +501,7 @@ class FunctionHost:
             partition=origin.partition,
             offset=record.offset,
             given_up_ms=self._now_ms(),
-            history=() if headers is None else read_history(headers.history),
+            history=(*(() if headers is None else read_history(headers.history)), *failures),
             key=record.key,
             value=record.value,
             headers=tuple(record.raw_headers),
@@ -514,9 +518,25 @@ class FunctionHost:
         self._send(send_id, self._letters, encode_dead_letter(letter), key, 0, [])
 
     def _send_input(self, action: SendInput) -> None:
-        send_id, target, key, value, headers = action
+        send_id, target, key, value, headers, failures = action
         topic = self._topics.input(self.spec.name, target.topic)
-        self._send(send_id, topic, value, key, target.partition, encode_input(headers))
+        self._send(
+            send_id, topic, value, key, target.partition, encode_input(with_history(headers, failures))
+        )
+
+    def _send_timer(self, action: SendTimer) -> None:
+        send_id, target, key, value, headers, failures = action
+        timer = Timer(
+            due_ms=headers.due_ms,
+            topic=self._topics.input(self.spec.name, target.topic),
+            partition=target.partition,
+            value=value,
+            key=key,
+            headers=tuple(encode_input(with_history(headers, failures))),
+        )
+        key = timer_key(headers.call_id, headers.attempt)
+        # The partitioner hashes the key: whoever fires it writes the tombstone to the same partition.
+        self._send(send_id, self._timers, encode_timer(timer), key, None, [])
 
     def _send_commit(self, action: Commit) -> None:
         self._consumer.commit(action.offsets, partial(self._on_committed, action.commit_id))

@@ -49,6 +49,9 @@ BUSY_TICK_S: Final = 0.02
 IDLE_TICK_S: Final = 0.2
 """How often it is told the time otherwise."""
 
+SOON_MS: Final = 500
+"""What is due within this time is waited for with the short step."""
+
 FAILED_SEND_PAUSE_MS: Final = 250
 """A send that failed is answered after so long, since whoever hears of it sends again at once."""
 

@@ -128,7 +128,7 @@ class Backlog:
 
     def _count(self, function: str, places: list[Place]) -> _Seen:
         commits = self._admin.committed(self._topics.group(function), places)
-        # Only now: a call that was copied before its original was committed must not be missed at both places.
+        # Only now: a call that was copied before its original was committed must not be missed twice.
         ends = self._admin.ends(places, _TIMEOUT_S)
         missing = [place for place in ends if place not in commits]
         # Without a commit everything still in the log is unfinished: what is finished was deleted from it.

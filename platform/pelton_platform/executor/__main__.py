@@ -118,13 +118,13 @@ def _load(
     try:
         bundle = Path(hello.bundle)
         if hello.code:
-            function = load_code(bundle, hello.function, hello.code)
+            loaded = load_code(bundle, hello.function, hello.code)
         else:
-            function = load_function(bundle, hello.module, hello.qualname)
+            loaded = load_function(bundle, hello.module, hello.qualname)
         if hello.workdir:
             os.chdir(hello.workdir)
-        hooks.start(function, loop)
-        target = Target.of(hello.function, kind, function, transport.payloads)
+        hooks.start(loaded.function, loop)
+        target = Target.of(hello.function, kind, loaded.function, transport.payloads, loaded.rule)
     except BaseException as error:
         outbox.post([int(FromExecutor.BROKEN), failure_record(load_failure(error))])
         _last_words(capture, outbox)
@@ -136,7 +136,7 @@ def _load(
     transport.aside = nesting.aside
     _connect(desk, transport, nesting)
     reader.attend(desk, slots, transport)
-    return slots, partial(hooks.stop, function, loop)
+    return slots, partial(hooks.stop, loaded.function, loop)
 
 
 def _transport(hello: Hello, outbox: Outbox, clock: BrokerTime) -> ChannelTransport:

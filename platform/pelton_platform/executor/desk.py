@@ -74,7 +74,7 @@ class Desk:
             reason = str(error).encode("utf-8", "backslashreplace").decode()[:_MAX_REASON]
             self._end(run, [_POISON, run.run_id, reason])
         except PayloadUnavailable as error:
-            self.finish(run, (None, failure_of(error, code="UNAVAILABLE")), 0)
+            self.finish(run, (None, self.target.rule.failure(error, "UNAVAILABLE")), 0)
         except BaseException as error:
             # A signal handler of user code, an exception thrown in, no memory: the call must end.
             self.finish(run, (None, failure_of(error, code="INTERNAL")), 0)
@@ -110,4 +110,11 @@ class Desk:
 
 def failure_record(failure: Failure) -> list[object]:
     """A failure as it stands in frames."""
-    return [failure.type, failure.message, failure.traceback, failure.code, failure.retriable]
+    return [
+        failure.type,
+        failure.message,
+        failure.traceback,
+        failure.code,
+        failure.retriable,
+        failure.after_ms,
+    ]

@@ -10,14 +10,16 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
-from typing import Any, cast
+from typing import Any, NamedTuple
 
 from pelton import hooks
 from pelton.core.call import Failure
 from pelton.errors import SignatureError
 from pelton.protocol.signing import unverified_body
+from pelton.retries import rule_of
 from pelton.runtime import pickled
 from pelton.runtime.failures import failure_of
+from pelton.runtime.retrying import NEVER, RetryRule
 
 _OWN_FRAMES = (str(Path(__file__).parent) + os.sep, str(importlib.__file__), "<frozen importlib")
 
@@ -26,7 +28,19 @@ class LoadError(Exception):
     """The module was imported, but what was deployed is not in it; the message says what to look at."""
 
 
-def load_function(bundle: Path, module: str, qualname: str) -> Callable[..., Any]:
+class Loaded(NamedTuple):
+    """A function of the user's code.
+
+    Attributes:
+        function: as it was written.
+        rule: after which failures it wants to be tried again.
+    """
+
+    function: Callable[..., Any]
+    rule: RetryRule
+
+
+def load_function(bundle: Path, module: str, qualname: str) -> Loaded:
     """Imports the user's module, the bundle being first on the path, and returns the function as written.
 
     Args:
@@ -39,9 +53,9 @@ def load_function(bundle: Path, module: str, qualname: str) -> Callable[..., Any
         BaseException: whatever the module raises while it is imported.
     """
     _enter(bundle)
-    loaded = importlib.import_module(module)
-    _check_origin(loaded, bundle)
-    found: Any = loaded
+    imported = importlib.import_module(module)
+    _check_origin(imported, bundle)
+    found: Any = imported
     for part in qualname.split("."):
         try:
             found = getattr(found, part)
@@ -50,13 +64,13 @@ def load_function(bundle: Path, module: str, qualname: str) -> Callable[..., Any
                 f"module {module!r} of the bundle has no {qualname!r}; define it at module level, "
                 "and not under a condition that does not hold in an executor"
             ) from None
-    function: Any = _as_written(found)
-    if not callable(function):
-        raise LoadError(f"{module}.{qualname} is a {type(function).__name__}, not a function")
-    return cast("Callable[..., Any]", function)
+    loaded = _as_written(found)
+    if not callable(loaded.function):
+        raise LoadError(f"{module}.{qualname} is a {type(loaded.function).__name__}, not a function")
+    return loaded
 
 
-def load_code(bundle: Path, function: str, sha256: str) -> Callable[..., Any]:
+def load_code(bundle: Path, function: str, sha256: str) -> Loaded:
     """Unpickles the code of a function, the bundle being first on the path, and returns it as written.
 
     Args:
@@ -78,7 +92,7 @@ def load_code(bundle: Path, function: str, sha256: str) -> Callable[..., Any]:
     _enter(bundle)
     loaded, (starts, stops) = pickled.load(body)
     hooks.adopt(list(starts), list(stops))
-    return cast("Callable[..., Any]", _as_written(loaded))
+    return _as_written(loaded)
 
 
 def load_failure(error: BaseException) -> Failure:
@@ -104,11 +118,11 @@ def _check_origin(module: ModuleType, bundle: Path) -> None:
         )
 
 
-def _as_written(found: Any) -> Any:
+def _as_written(found: Any) -> Loaded:
     """The bare function inside of Pelton's own wrapper, also when other wrappers lie around that one."""
     layer = found
     while layer is not None:
         if type(layer).__module__.partition(".")[0] == "pelton":
-            return getattr(layer, "__wrapped__", layer)
+            return Loaded(getattr(layer, "__wrapped__", layer), rule_of(getattr(layer, "retry_policy", None)))
         layer = getattr(layer, "__wrapped__", None)
-    return found
+    return Loaded(found, NEVER)

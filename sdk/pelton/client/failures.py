@@ -16,7 +16,11 @@ _CLASSES: Final[dict[str, type[CallFailed]]] = {
     "FAILED_PRECONDITION": CallRejected,
     "RESOURCE_EXHAUSTED": CallRejected,
 }
-"""By gRPC code; every other code means that user code raised."""
+"""By gRPC code, of failures that user code did not raise; every other code means that it did."""
+
+# With these codes, exceptions have tracebacks, too, where no line of user code ran, or none that counts.
+_NOT_RAISED: Final = ("CANCELLED", "INVALID_ARGUMENT")
+_OUR_TYPES: Final = ("pelton.errors.PayloadUnavailable",)
 
 
 def error_of(failure: Failure, call_id: str, attempts: int = 0) -> CallFailed:
@@ -30,7 +34,8 @@ def error_of(failure: Failure, call_id: str, attempts: int = 0) -> CallFailed:
     Returns:
         An exception with the remote traceback as a note: an uncaught one shows where user code failed.
     """
-    kind = _CLASSES.get(failure.code, FunctionError)
+    raised = failure.traceback and failure.code not in _NOT_RAISED and failure.type not in _OUR_TYPES
+    kind = FunctionError if raised else _CLASSES.get(failure.code, FunctionError)
     attempt = failure.attempt or attempts
     error = kind(
         failure.message,

@@ -128,6 +128,8 @@ class Failure:
         code: gRPC status name, e.g. "UNKNOWN", "UNAVAILABLE", "DEADLINE_EXCEEDED".
         retriable: whether trying again may help.
         attempt: the attempt that failed, from 1; 0 when none ran.
+        after_ms: how long the next attempt is to wait, as user code asked; -1 leaves it to the policy. Known
+            where the attempt ran, and not written.
     """
 
     type: str
@@ -136,6 +138,7 @@ class Failure:
     code: str = "UNKNOWN"
     retriable: bool = False
     attempt: int = 0
+    after_ms: int = -1
 
 
 @dataclass(frozen=True, slots=True)
@@ -243,6 +246,26 @@ class Cancellation:
     call_id: CallId
     requested_ms: int
     reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Timer:
+    """An input record that is to be appended when its time has come.
+
+    Attributes:
+        due_ms: not before this broker time.
+        topic, partition: where to.
+        value: its body.
+        key: its key.
+        headers: its headers, each with a value.
+    """
+
+    due_ms: int
+    topic: str
+    partition: int
+    value: bytes
+    key: bytes | None = None
+    headers: tuple[tuple[str, bytes], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

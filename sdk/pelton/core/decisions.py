@@ -58,22 +58,50 @@ class SendResult(NamedTuple):
 
 
 class SendDeadLetter(NamedTuple):
-    """Append a dead letter."""
+    """Append a dead letter.
+
+    Attributes:
+        send_id: names it in its report.
+        origin, record: what is given up.
+        reason: why.
+        failures: of earlier attempts, oldest first, that are not in the record's history yet.
+    """
 
     send_id: int
     origin: InputPartition
     record: InputRecord
     reason: Failure
+    failures: tuple[Failure, ...] = ()
 
 
 class SendInput(NamedTuple):
-    """Append a copy or a retry: the body as it was, these headers."""
+    """Append a copy or a retry: the body as it was, these headers.
+
+    Attributes:
+        send_id: names it in its report.
+        target: where to.
+        key, value: as they were.
+        headers: of the new record.
+        failures: of attempts, oldest first, to be added to the history in the headers.
+    """
 
     send_id: int
     target: InputPartition
     key: bytes | None
     value: bytes
     headers: InputHeaders
+    failures: tuple[Failure, ...] = ()
+
+
+class SendTimer(NamedTuple):
+    """Write a timer: what `SendInput` would append, to be appended when `headers.due_ms` has come."""
+
+    send_id: int
+    target: InputPartition
+    key: bytes | None
+    value: bytes
+    headers: InputHeaders
+    failures: tuple[Failure, ...] = ()
 
 
 class Commit(NamedTuple):
@@ -193,6 +221,7 @@ Action = (
     SendResult
     | SendDeadLetter
     | SendInput
+    | SendTimer
     | Commit
     | Start
     | Interrupt

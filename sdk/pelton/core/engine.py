@@ -8,11 +8,10 @@ what runs it comes to an end.
 
 from __future__ import annotations
 
-import heapq
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 
-from pelton.core.attempts import Attempts, EngineSettings
+from pelton.core.attempts import Attempts
 from pelton.core.call import Failure, InputPartition
 from pelton.core.cancelling import Cancellations
 from pelton.core.decisions import (
@@ -35,6 +34,7 @@ from pelton.core.offsets import decode_metadata
 from pelton.core.ownership import Owned
 from pelton.core.parking import depth_of, roots
 from pelton.core.run import Item, Run, RunKey, RunState
+from pelton.core.runs import EngineSettings
 from pelton.core.tail import TailCopies
 
 
@@ -50,7 +50,6 @@ class Engine(Attempts):
         super().__init__(settings, dice, cancellations)
         self._owned: dict[InputPartition, Owned] = {}
         self._turn: deque[Owned] = deque()
-        self._delayed: list[tuple[int, int, Item]] = []
         self._handovers: list[Handover] = []
         self._slots = 0
         self._dirty_since = 0
@@ -161,10 +160,7 @@ class Engine(Attempts):
             if self._order is not None:
                 self._order.pick(own, doomed)
         self._apart = doomed.pick(self._apart)
-        later = [entry for entry in self._delayed if not self._dooms(entry[2])]
-        if len(later) < len(self._delayed):
-            self._delayed = later
-            heapq.heapify(later)
+        self._delayed.pick(self._dooms)
         self._parking.pick(doomed)
 
     def revoke(self, now_ms: int, partitions: Sequence[InputPartition]) -> None:
@@ -218,8 +214,7 @@ class Engine(Attempts):
         self._apart = deque(item for item in self._apart if item.own is not own)
         for key in list(self._blocked):
             self._blocked[key] = [item for item in self._blocked[key] if item.own is not own]
-        self._delayed = [entry for entry in self._delayed if entry[2].own is not own]
-        heapq.heapify(self._delayed)
+        self._delayed.forget(own)
         self._parking.forget(own)
         self._doomed.forget(own)
 
@@ -293,8 +288,7 @@ class Engine(Attempts):
         self._look_at_commits = True
         self._start_young()
         self._end_backoff()
-        while self._delayed and self._delayed[0][0] <= now_ms:
-            item = heapq.heappop(self._delayed)[2]
+        for item in self._delayed.due(now_ms):
             item.own.wait(item)
         if self.settings.timeout_ms:
             self._end_overdue()
@@ -334,6 +328,8 @@ class Engine(Attempts):
             return
         if self._doomed:
             self._end_doomed()
+        if self._due:
+            self._start_due(self._slots)
         if parking.held_count and self._busy < self._slots:
             parking.release(self._slots - self._busy)
         for _ in range(len(self._apart)):
@@ -480,8 +476,7 @@ class Engine(Attempts):
         if len(self._cancellations) and self._doomed.why(item):
             self._end_waiting(item)
             return
-        if headers.due_ms > self._now:
-            heapq.heappush(self._delayed, (headers.due_ms, item.offset, item))
+        if (headers.due_ms or item.own.used) and self._not_due(item, headers):
             return
         key = (headers.call_id, headers.attempt)
         other = self._by_key.get(key)

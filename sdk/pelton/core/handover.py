@@ -73,6 +73,8 @@ class Handover:
         ending = any(
             run.state is RunState.CLOSING
             or (run.state is RunState.RUNNING and (not self.kept or _stays(run)))
+            # Its next owner does not know when it is due, and must not run it before.
+            or (run.state is RunState.BACKOFF and run.due_ms > now_ms)
             for run in affected
         )
         if (self.copying or ending) and not over:

@@ -5,7 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from pelton.core.call import CallId, Failure, InputHeaders, InputPartition, Result, ResultKind, Token
-from pelton.core.decisions import Action, Credit, InputRecord, SendDeadLetter, SendInput, SendResult
+from pelton.core.decisions import (
+    Action,
+    Credit,
+    InputRecord,
+    SendDeadLetter,
+    SendInput,
+    SendResult,
+    SendTimer,
+)
 from pelton.core.run import Entry, Run
 
 
@@ -33,6 +41,7 @@ class Outbox:
         items: tuple[bytes, ...] = (),
         failure: Failure | None = None,
         worker: str = "",
+        moved_to: str = "",
     ) -> None:
         """Sends one record of the run's call with the run's token."""
         ends = kind is ResultKind.OUTCOME
@@ -47,6 +56,7 @@ class Outbox:
             run.submitted_ms if ends else 0,
             run.attempt if ends else 0,
             worker,
+            moved_to,
         )
         run.wrote = True
         entry = Entry(result, run, len(items) if kind is ResultKind.CHUNK else 0)
@@ -57,9 +67,19 @@ class Outbox:
     def dead_letter(self, run: Run, reason: Failure) -> None:
         """Sends the dead letter of the run's call."""
         item = run.items[0]
-        self._append(run, Entry(SendDeadLetter(0, item.own.partition, item.record, reason), run))
+        self._append(
+            run, Entry(SendDeadLetter(0, item.own.partition, item.record, reason, run.failures), run)
+        )
 
-    def apart(self, action: Result | SendDeadLetter | SendInput, answer: Callable[[bool, int], None]) -> None:
+    def pass_on(self, run: Run, action: SendInput | SendTimer) -> None:
+        """Sends what the run's call goes on with."""
+        self._append(run, Entry(action, run))
+
+    def apart(
+        self,
+        action: Result | SendDeadLetter | SendInput | SendTimer,
+        answer: Callable[[bool, int], None],
+    ) -> None:
         """Sends a record outside of a run's order; `answer(acknowledged, offset)`."""
         self._put(Entry(action, None, answer=answer))
 

@@ -48,6 +48,8 @@ class Owned:
         held: records kept out of the queue: their calls are cancelled, too many of their depth are parked, or
             others with their key come first.
         lanes: records by key; None when the function has no key order.
+        delayed: records that wait for their time.
+        since_ms: when the assignment began, broker time.
         stretch: so many more records may wait here than a share of the window.
         tail_from: offset of the first copy made in this round of tail copies, -1 before it.
         tail_over: the round came back to its first copy.
@@ -61,6 +63,7 @@ class Owned:
         "committed",
         "counted_below",
         "counts",
+        "delayed",
         "dirty",
         "epoch",
         "finished",
@@ -78,6 +81,7 @@ class Owned:
         "ready",
         "restored_end",
         "runs",
+        "since_ms",
         "stretch",
         "tail_copying",
         "tail_from",
@@ -126,6 +130,8 @@ class Owned:
         self.runs = 0
         self.held = 0
         self.stretch = 0
+        self.delayed = 0
+        self.since_ms = now_ms
         self.lanes: Lanes | None = None
         self.tail_from = -1
         self.tail_over = False

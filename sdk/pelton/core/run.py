@@ -7,10 +7,10 @@ from collections.abc import Callable
 from enum import IntEnum
 from typing import TYPE_CHECKING
 
-from pelton.core.call import CallId, InputPartition, Result, Token
+from pelton.core.call import CallId, Failure, InputPartition, Result, Token
 
 if TYPE_CHECKING:
-    from pelton.core.decisions import InputRecord, SendDeadLetter, SendInput
+    from pelton.core.decisions import InputRecord, SendDeadLetter, SendInput, SendTimer
     from pelton.core.ownership import Owned
 
 RunKey = tuple[CallId, int]
@@ -78,7 +78,7 @@ class Entry:
 
     def __init__(
         self,
-        action: Result | SendDeadLetter | SendInput,
+        action: Result | SendDeadLetter | SendInput | SendTimer,
         run: Run | None,
         chunks: int = 0,
         answer: Callable[[bool, int], None] | None = None,
@@ -128,7 +128,9 @@ class Run:
         "began_ms",
         "cancelled",
         "delivery",
+        "due_ms",
         "expired",
+        "failures",
         "id",
         "isolated",
         "items",
@@ -170,3 +172,5 @@ class Run:
         self.parked = False
         self.apart = False
         self.cancelled = ""
+        self.due_ms = 0
+        self.failures: tuple[Failure, ...] = ()

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import StrEnum
 
+from pelton.core.retry import RetrySpec
+
 DEFAULT_PARTITIONS = 8
 RETRIES_PARTITIONS = 4
 RESULTS_PARTITIONS = 8
@@ -56,6 +58,8 @@ class FunctionSpec:
         max_attempts: attempts granted on retriable failures.
         timeout_ms: limit for one attempt; 0 for none.
         on_stream_failure: "fail".
+        max_waiting: calls that may wait for it; 0 for any number.
+        retry: how attempts follow each other; None without a policy: only when what ran it was lost.
         description: first paragraph of the docstring, or as given.
         tags: free words.
         deployed_ms: broker time of the deploy.
@@ -82,6 +86,8 @@ class FunctionSpec:
     digest: str = ""
     code: str = ""
     ordering: str = "none"
+    retry: RetrySpec | None = None
+    max_waiting: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,12 +10,15 @@ from pelton.protocol.records import (
     CANCELLATION,
     DEAD_LETTER,
     LOG_RECORD,
+    TIMER,
     decode_cancellation,
     decode_dead_letter,
     decode_log,
+    decode_timer,
     encode_cancellation,
     encode_dead_letter,
     encode_log,
+    encode_timer,
 )
 from pelton.protocol.registry import (
     CONTAINER_SPEC,
@@ -41,6 +44,7 @@ SUBJECTS: Final[dict[str, Subject]] = {
         INSTANCE_STATUS,
         LOG_RECORD,
         CANCELLATION,
+        TIMER,
     )
 }
 """The contracts by name."""
@@ -62,6 +66,7 @@ __all__ = [
     "decode_invocation",
     "decode_log",
     "decode_result",
+    "decode_timer",
     "encode_cancellation",
     "encode_container_spec",
     "encode_dead_letter",
@@ -70,5 +75,6 @@ __all__ = [
     "encode_invocation",
     "encode_log",
     "encode_result",
+    "encode_timer",
     "is_invocation",
 ]

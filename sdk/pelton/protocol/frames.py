@@ -68,7 +68,7 @@ class FromExecutor(IntEnum):
     UNPARK     [10, run_id]                   it wants to go on; UNPARK says when it may
     CANCEL     [11, ref, call_id, reason]     cancel a call and all below it; answered by ACCEPTED
     PAUSE      [12, ref]                      no more results of a call until RESUME is asked
-    failure is [type, message, traceback, code, retriable]
+    failure is [type, message, traceback, code, retriable, after_ms]; after_ms is -1 for what the policy says
     """
 
     READY = 0

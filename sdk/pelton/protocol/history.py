@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Final
 
 import msgspec
 
-from pelton.core.call import Failure
+from pelton.core.call import Failure, InputHeaders
 from pelton.errors import RecordError
 
 MAX_HISTORY_BYTES: Final = 2048
@@ -55,6 +56,14 @@ def append_history(history: bytes, failure: Failure) -> bytes:
     while len(encoded := _encode(entries)) > MAX_HISTORY_BYTES:
         del entries[1 if len(entries) > 2 else 0]
     return encoded
+
+
+def with_history(headers: InputHeaders, failures: Sequence[Failure]) -> InputHeaders:
+    """Headers whose history has these failures at its end."""
+    history = headers.history
+    for failure in failures:
+        history = append_history(history, failure)
+    return headers._replace(history=history)
 
 
 def _entries(history: bytes) -> list[_Entry]:

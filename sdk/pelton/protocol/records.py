@@ -1,10 +1,10 @@
-"""Dead letters, log records and cancellations to bytes and back."""
+"""Dead letters, log records, cancellations and timers to bytes and back."""
 
 from __future__ import annotations
 
 from typing import Final
 
-from pelton.core.call import Cancellation, DeadLetter
+from pelton.core.call import Cancellation, DeadLetter, Timer
 from pelton.core.spec import LogRecord
 from pelton.errors import RecordError
 from pelton.protocol.avro import Subject
@@ -14,6 +14,7 @@ from pelton.protocol.text import clean_text
 DEAD_LETTER: Final = Subject("dead_letter")
 LOG_RECORD: Final = Subject("log_record")
 CANCELLATION: Final = Subject("cancellation")
+TIMER: Final = Subject("timer")
 
 MAX_QUOTED_BYTES: Final = 900 * 1024
 """Longer values are cut in dead letters: a dead letter must fit its topic whatever killed the record."""
@@ -149,3 +150,35 @@ def decode_cancellation(data: bytes | None) -> Cancellation:
     if values["requested_ms"] < 0:
         raise RecordError("a cancellation with a negative time")
     return Cancellation(**{**values, "reason": values["reason"][:MAX_REASON_CHARACTERS]})
+
+
+def encode_timer(timer: Timer) -> bytes:
+    """A timer.
+
+    Raises:
+        RecordError: a value does not fit its field.
+    """
+    return TIMER.encode(
+        {
+            "due_ms": timer.due_ms,
+            "topic": timer.topic,
+            "partition": timer.partition,
+            "key": timer.key,
+            "value": timer.value,
+            "headers": [{"name": name, "value": value} for name, value in timer.headers],
+        }
+    )
+
+
+def decode_timer(data: bytes | None) -> Timer:
+    """Reads a timer.
+
+    Raises:
+        RecordError: it is none.
+    """
+    values = TIMER.decode(data)
+    if min(values["due_ms"], values["partition"]) < 0:
+        raise RecordError("a timer with a negative time or partition")
+    return Timer(
+        **{**values, "headers": tuple((header["name"], header["value"]) for header in values["headers"])}
+    )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import fields
 from typing import Any, Final
 
+from pelton.core.retry import RetrySpec
 from pelton.core.spec import (
     ContainerSpec,
     FunctionKind,
@@ -39,6 +40,7 @@ def encode_function_spec(spec: FunctionSpec) -> bytes:
             "kind": str(spec.kind),
             "parameters": [_plain(parameter) for parameter in spec.parameters],
             "description": clean_text(spec.description),
+            "retry": spec.retry and _plain(spec.retry),
         }
     )
 
@@ -63,8 +65,19 @@ def decode_function_spec(data: bytes | None) -> FunctionSpec:
             "kind": kind,
             "parameters": tuple(ParameterSpec(**parameter) for parameter in values["parameters"]),
             "tags": tuple(values["tags"]),
+            "retry": _retry(values["retry"]),
         }
     )
+
+
+def _retry(values: Values | None) -> RetrySpec | None:
+    if values is None:
+        return None
+    _check_positive("retry", values)
+    # Comparisons with NaN are false.
+    if not (values["multiplier"] >= 1.0 and 0.0 <= values["jitter"] <= 1.0):
+        raise RecordError("a function_spec whose retries have no sound multiplier or jitter")
+    return RetrySpec(**{**values, "codes": tuple(values["codes"])})
 
 
 def encode_container_spec(spec: ContainerSpec) -> bytes:

@@ -112,6 +112,11 @@ def parse_spec_key(key: bytes | None) -> str | None:
     return name if _NAME.fullmatch(name) else None
 
 
+def timer_key(call_id: bytes, attempt: int) -> bytes:
+    """The key of a timer: the call and the attempt it is for."""
+    return call_id + attempt.to_bytes(4, "big")
+
+
 def instance_key(container: str, instance: str) -> bytes:
     """Key of a status in `control.instances`; `container` is "" for a deployer."""
     return f"{container or 'deployer'}/{instance}".encode()

@@ -15,6 +15,7 @@ from pelton.core.spec import FunctionKind
 from pelton.errors import PayloadError, PayloadUnavailable, RecordError
 from pelton.protocol import codec, payload
 from pelton.runtime.failures import failure_of
+from pelton.runtime.retrying import NEVER, RetryRule
 from pelton.transport.payloads import PayloadStore, encode_value
 
 Outcome = tuple[bytes | None, Failure | None]
@@ -47,6 +48,7 @@ class Target:
         function: the function as the user wrote it.
         decode: reads argument payloads, dataclasses and enums of its annotations included.
         store: keeps results above the limit of a record; None refuses them.
+        rule: after which failures it wants to be tried again.
     """
 
     name: str
@@ -54,6 +56,7 @@ class Target:
     function: Callable[..., Any]
     decode: Callable[[bytes], Any]
     store: PayloadStore | None = None
+    rule: RetryRule = NEVER
 
     @classmethod
     def of(
@@ -62,6 +65,7 @@ class Target:
         kind: FunctionKind,
         function: Callable[..., Any],
         store: PayloadStore | None = None,
+        rule: RetryRule = NEVER,
     ) -> Target:
         """Makes a target; annotations that cannot be evaluated are left out."""
         try:
@@ -71,7 +75,7 @@ class Target:
             hints = {key: hint for key, hint in _annotations(function).items() if not isinstance(hint, str)}
         hints.pop("return", None)
         objects = None if store is None else store.open
-        return cls(name, kind, function, payload.decoder(hints, pickles=True, objects=objects), store)
+        return cls(name, kind, function, payload.decoder(hints, pickles=True, objects=objects), store, rule)
 
 
 class Arguments(NamedTuple):
@@ -207,7 +211,7 @@ def _encoded(target: Target, value: Any) -> Outcome:
     try:
         return encode_value(target.store, target.name, value), None
     except PayloadUnavailable as error:
-        return None, failure_of(error, code=_UNAVAILABLE)
+        return None, target.rule.failure(error, _UNAVAILABLE)
     except BaseException as error:
         # Not only PayloadError: values may bring code of their own, and nesting may be deeper than the stack.
         return None, failure_of(error, code=_INVALID)
@@ -216,7 +220,7 @@ def _encoded(target: Target, value: Any) -> Outcome:
 def _user_failure(target: Target, arguments: Arguments, error: BaseException) -> Failure:
     if type(error) is TypeError and _does_not_bind(target, arguments, error):
         return failure_of(error, code=_INVALID)
-    return failure_of(error)
+    return target.rule.failure(error)
 
 
 def _does_not_bind(target: Target, arguments: Arguments, error: TypeError) -> bool:
