@@ -42,6 +42,8 @@ _DEFAULTS: Mapping[str, str] = {
     "auto.create.topics.enable": "false",
     # A single consumer starts at once instead of waiting three seconds for others.
     "group.initial.rebalance.delay.ms": "0",
+    # What a service that died had begun to write holds up its successor no longer than a session.
+    "transaction.abort.timed.out.transaction.cleanup.interval.ms": "1000",
     "group.min.session.timeout.ms": "1000",
     # After SIGKILL the controller takes the broker back only when its last session is over; a machine so busy
     # that no heartbeat comes in this time makes the controller fence its own broker for a moment.

@@ -209,7 +209,11 @@ def check_platform(around: Surroundings) -> Iterator[Finding]:
         return
     dead = [
         name
-        for name, pid in (("broker", state.broker_pid), ("deployer", state.deployer_pid))
+        for name, pid in (
+            ("broker", state.broker_pid),
+            ("deployer", state.deployer_pid),
+            ("cron", state.cron_pid),
+        )
         if pid and process.identify(pid) is None
     ]
     if dead:

@@ -48,6 +48,7 @@ class PlatformState:
         port: Port of the embedded broker, 0 without one.
         broker_pid: Pid of the embedded broker, 0 without one.
         deployer_pid: Pid of the deployer, 0 when it does not run.
+        cron_pid: Pid of the cron service, 0 when it does not run.
         gateway: Address of the gateway, `http://HOST:PORT`.
         gateway_pid: Pid of the gateway, 0 as long as nobody has asked it anything.
         version: Version of Pelton.
@@ -64,6 +65,7 @@ class PlatformState:
     gateway: str = ""
     gateway_pid: int = 0
     version: str = ""
+    cron_pid: int = 0
 
     def to_json(self) -> dict[str, Any]:
         """Return plain data for the state file."""
@@ -76,6 +78,7 @@ class PlatformState:
             "port": self.port,
             "broker_pid": self.broker_pid,
             "deployer_pid": self.deployer_pid,
+            "cron_pid": self.cron_pid,
             "gateway": self.gateway,
             "gateway_pid": self.gateway_pid,
             "version": self.version,

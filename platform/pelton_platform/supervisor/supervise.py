@@ -32,6 +32,7 @@ from pelton_platform.deploy.secret_store import SecretStore
 from pelton_platform.deploy.settings import DeployerSettings
 from pelton_platform.embedded import EmbeddedKafka
 from pelton_platform.supervisor import state as states
+from pelton_platform.supervisor.cron import CronChild
 from pelton_platform.supervisor.doorman import Doorman
 from pelton_platform.supervisor.logins import (
     BROKERS,
@@ -89,6 +90,7 @@ class Supervisor:
         self._due: dict[str, float] = {}
         self._sasl_port = 0
         self._doorman: Doorman | None = None
+        self._cron = CronChild()
 
     def __enter__(self) -> Supervisor:
         """Return the supervisor."""
@@ -312,6 +314,7 @@ class Supervisor:
         while not self._stop.wait(_LOOK_S):
             self._keep_broker()
             self._keep_deployer()
+            self._keep_cron()
             self._keep_gateway()
             shown = self._show(shown)
 
@@ -333,6 +336,12 @@ class Supervisor:
         if self._is_due("the deployer"):
             self._start_deployer()
             self._tell("the deployer was started again")
+
+    def _keep_cron(self) -> None:
+        # Begun only now: nothing is due in the first moments, and the first call has the machine for itself.
+        if not self._cron.runs and (not self._cron.began or self._is_due("the cron service")):
+            self._cron.start(self._home.deployer_config, self._home.logs / "cron.log")
+            self._note_pids()
 
     def _keep_gateway(self) -> None:
         doorman = self._doorman
@@ -383,6 +392,7 @@ class Supervisor:
             self._doorman.close()
         if self._deployer is not None:
             self._stop_deployer(self._deployer)
+        self._cron.stop()
         left = process.processes_with_environment(HOME_VARIABLE, str(self._home.root))
         broker = self._broker.identity if self._broker is not None and self._broker.is_running() else None
         states.end_orphans([states.Orphan(one, "") for one in left if one != broker], 2.0)
@@ -421,6 +431,7 @@ class Supervisor:
             self._state,
             broker_pid=self._broker.pid if running and self._broker is not None else 0,
             deployer_pid=self._deployer.pid if self._deployer is not None else 0,
+            cron_pid=self._cron.pid,
             gateway_pid=self._doorman.pid if self._doorman is not None else 0,
         )
         states.write_state(self._home, self._state)

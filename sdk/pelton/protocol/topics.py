@@ -158,6 +158,10 @@ class Topics:
         """Consumer group of the workers of a function."""
         return f"{self.namespace}.fn.{check_name('function', function)}"
 
+    def service_group(self, service: str) -> str:
+        """Consumer group of a service of the platform."""
+        return f"{self.namespace}.service.{service}"
+
     def control(self, topic: Control) -> str:
         """One of the control topics."""
         return f"{self.namespace}.control.{Control(topic).value}"
