@@ -105,6 +105,7 @@ FAILING = {
     "type": "pelton.errors.UnsupportedType",
     "nested": "pelton.errors.UnsupportedType",
 }
+CODES = {"memory": "RESOURCE_EXHAUSTED"}
 OF_VALUES = {"large", "type", "nested"}
 
 
@@ -126,7 +127,8 @@ def test_every_way_to_fail_is_a_failure_and_the_executor_lives(tmp_path: Path, k
                 # Python turns them into RuntimeError where they would end an iteration or a coroutine.
                 expected.add("RuntimeError")
             assert failure[0] in expected, how
-            assert failure[3:] == ("INVALID_ARGUMENT" if how in OF_VALUES else "UNKNOWN", False), how
+            code = "INVALID_ARGUMENT" if how in OF_VALUES else CODES.get(how, "UNKNOWN")
+            assert failure[3:] == (code, False, -1), how
             assert len(failure[1].encode()) <= 8 * 1024
             assert len(failure[2].encode()) <= 16 * 1024
             if how not in OF_VALUES:
