@@ -28,7 +28,7 @@ class Ended:
     """How a run ended: value (decoded), failure (type, message, traceback, code, retriable) or poison."""
 
     value: Any = None
-    failure: tuple[str, str, str, str, bool] | None = None
+    failure: tuple[str, str, str, str, bool, int] | None = None
     poison: str | None = None
     submitted_ms: int = 0
 

@@ -10,11 +10,14 @@ from pelton.core.call import Failure, InputHeaders, Token, mint_call_id
 from pelton.errors import RecordError
 from pelton.protocol.headers import (
     HEADERS,
+    NO_CALL,
     decode_input,
     decode_result,
     decode_result_id,
+    decode_settled,
     encode_input,
     encode_result,
+    encode_settled,
 )
 from pelton.protocol.history import MAX_HISTORY_BYTES, append_history, read_history
 
@@ -178,3 +181,11 @@ def test_history_takes_the_longest_and_oddest_failure() -> None:
     history = append_history(append_history(HISTORY, odd), odd)
     assert [failure.attempt for failure in read_history(history)] == [1, 2**40]
     assert len(history) <= MAX_HISTORY_BYTES
+
+
+def test_what_became_of_a_dead_letter_comes_back() -> None:
+    """And nothing else is taken for it."""
+    assert decode_settled(encode_settled(ID, 7)) == (ID, 7)
+    assert decode_settled(encode_settled(NO_CALL, 2**40)) == (NO_CALL, 2**40)
+    for other in (None, [], [("id", ID)], [("st", None)], [("st", ID)], [("st", ID * 2)]):
+        assert decode_settled(other) is None

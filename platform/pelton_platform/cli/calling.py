@@ -178,7 +178,8 @@ def _fail(error: Any, as_json: bool) -> None:
     else:
         if error.traceback:
             tell(error.traceback.rstrip())
-        complain(f"{error} ({error.code}, call {error.call_id})")
+        tries = f", attempt {error.attempt}" if error.attempt > 1 else ""
+        complain(f"{error} ({error.code}, call {error.call_id}{tries})")
     raise typer.Exit(EXIT_FAILED)
 
 

@@ -12,6 +12,7 @@ from pelton_platform.cli import (
     cancelling,
     containers,
     creating,
+    dead_letters,
     deleting,
     deploying,
     doctor,
@@ -47,6 +48,7 @@ app.command("scale")(containers.scale)
 app.command("stop")(containers.stop)
 app.command("exec", context_settings={"allow_interspersed_args": False})(containers.execute)
 app.add_typer(calls.app)
+app.add_typer(dead_letters.app)
 app.add_typer(creating.app)
 app.add_typer(images.app)
 app.add_typer(vault.app)

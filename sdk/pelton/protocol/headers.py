@@ -50,12 +50,22 @@ HEADERS: Final = (
         "ancestry: call ids from the root to the parent",
     ),
     Header("tk", "u32 i64 u8 u32 i64", "results", "", "token: attempt, epoch, input topic, partition, run"),
+    Header(
+        "st",
+        "16 raw bytes + i64",
+        "dead-letters",
+        "on dead letters",
+        "settled: the call sent instead, or zeros for purged; offset of the dead letter",
+    ),
 )
 """Every header there is; an input record carries at most eight. Readers ignore names they do not know."""
 
 _U32 = struct.Struct(">I")
 _TWO_U32 = struct.Struct(">II")
 _I64 = struct.Struct(">q")
+NO_CALL: Final = bytes(16)
+"""Stands for no call at all."""
+
 _TOKEN = struct.Struct(">IqBIq")
 _INPUT_NAMES: Final = frozenset(header.name for header in HEADERS if "input" in header.records)
 
@@ -215,6 +225,25 @@ def decode_result(headers: Headers | None) -> tuple[CallId, Token]:
     if token.epoch < 0 or token.run < 0:
         raise RecordError(f"header `tk` has negative parts: {token}")
     return call_id, token
+
+
+def encode_settled(call_id: CallId, offset: int) -> list[tuple[str, bytes]]:
+    """The headers of a record that says what became of a dead letter; its value is null.
+
+    Args:
+        call_id: the call that was sent instead of it; `NO_CALL` when it was purged.
+        offset: where the dead letter lies.
+    """
+    return [("st", call_id + _I64.pack(offset))]
+
+
+def decode_settled(headers: Headers | None) -> tuple[CallId, int] | None:
+    """Reads them; None for any other record."""
+    for name, value in headers or ():
+        if name == "st" and value is not None and len(value) == 16 + _I64.size:
+            offset: int = _I64.unpack(value[16:])[0]
+            return value[:16], offset
+    return None
 
 
 def _collect(headers: Headers, names: Any) -> dict[str, bytes]:
