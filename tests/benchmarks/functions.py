@@ -33,6 +33,18 @@ def keyed(value: str) -> str:
     return value
 
 
+@pelton.function(
+    name="bench-flaky",
+    container=one,
+    retry_policy=pelton.RetryPolicy(1, initial=0.001, max_wait=0.001, jitter=0, retry_on=ValueError),
+)
+def flaky(value: str) -> str:
+    """Fails once, and returns what it is given."""
+    if pelton.context().attempt == 1:
+        raise ValueError("once")
+    return value
+
+
 @pelton.function(name="bench-nest", container=one)
 def nest(calls: int, value: str) -> list[float]:
     """Calls the echo so often, one after the other; returns the round trips in ms."""

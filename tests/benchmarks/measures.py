@@ -18,6 +18,10 @@ import psutil
 
 import pelton
 from benchmarks.platform_home import PlatformHome
+from pelton.core.call import Timer
+from pelton.protocol.codec import encode_timer
+from pelton.protocol.topics import Control, Topics, timer_key
+from pelton.transport.kafka.producer import RecordProducer
 
 HERE = Path(__file__).resolve().parent
 
@@ -126,6 +130,34 @@ def backlog_memory(home: PlatformHome, waiting: int) -> float:
     memory = settled_memory(psutil.Process(instance["pid"]))
     gate.unlink()
     return memory
+
+
+def timers_memory(home: PlatformHome, timers: int) -> float:
+    """Resident memory in MB of the cron service with so many timers that are due tomorrow."""
+    config = home.connection()
+    topics = Topics(config.namespace)
+    topic = topics.control(Control.TIMERS)
+    due_ms = int(time.time() + 86_400) * 1000
+    producer = RecordProducer(config)
+    refused: list[object] = []
+
+    def report(failure: object, _partition: int, _offset: int, _at_ms: int) -> None:
+        if failure is not None:
+            refused.append(failure)
+
+    try:
+        for number in range(timers):
+            timer = Timer(due_ms + number % 3_600_000, topics.retries("bench-flaky"), number % 4, bytes(200))
+            key = timer_key(number.to_bytes(16, "big"), 2)
+            producer.send(topic, encode_timer(timer), key=key, on_report=report)
+    finally:
+        left = producer.close(60)
+    if refused or left:
+        raise RuntimeError(f"{len(refused)} timers were refused, {left} not acknowledged")
+    cron = psutil.Process(home.cron_pid())
+    # It has read them all when it has nothing left to do.
+    wait_for(lambda: cron.cpu_percent(1.0) < 5, 300)
+    return settled_memory(cron)
 
 
 def settled_memory(process: psutil.Process) -> float:

@@ -10,6 +10,10 @@ import time
 from pathlib import Path
 from typing import Any
 
+from pelton.transport.config import ConnectionConfig, find_context
+from pelton_platform.deploy.home import Home
+from pelton_platform.supervisor.state import read_state
+
 PELTON = str(Path(sys.executable).with_name("pelton"))
 
 
@@ -49,6 +53,17 @@ class PlatformHome:
         """Calls of a function without an end, as its commits say."""
         found = json.loads(self.run("functions", "--json"))
         return int(next(x["unfinished"] for x in found if x["name"] == function))
+
+    def connection(self) -> ConnectionConfig:
+        """How to reach its Kafka."""
+        return find_context()
+
+    def cron_pid(self) -> int:
+        """Of the service that fires timers."""
+        state = read_state(Home(self.home))
+        if state is None or not state.cron_pid:
+            raise RuntimeError("the cron service does not run")
+        return state.cron_pid
 
     def bootstrap_servers(self) -> str:
         """Of the platform's broker."""

@@ -82,6 +82,8 @@ def measure_calls(figures: dict[str, float], home: PlatformHome, scale: float) -
         "bench-keyed", int(20_000 * scale), 512, value, keys=KEYS
     )
     figures["call.one_key_per_s"] = measures.closed_loop("bench-keyed", int(1_000 * scale), 64, value, keys=1)
+    # Below the burst of the retry budget, so that nothing is spaced.
+    figures["call.retried_per_s"] = measures.closed_loop("bench-flaky", 900, 64, value)
     figures["call.drain_per_s"] = measures.drain("bench-echo", int(30_000 * scale), value, home.unfinished)
 
 
@@ -188,6 +190,8 @@ def main() -> int:
             say(f"measuring: {arguments.waiting} waiting calls")
             home.wait_for_instances("bench-backlog", 1)
             figures["backlog.coordinator_mb"] = measures.backlog_memory(home, arguments.waiting)
+            say(f"measuring: {arguments.waiting} timers")
+            figures["timers.cron_mb"] = measures.timers_memory(home, arguments.waiting)
             ratios(figures)
             report(figures)
         finally:
