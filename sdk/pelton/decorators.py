@@ -52,7 +52,7 @@ class SpecParts:
         timeout_ms: limit for one attempt, 0 for none.
         description: first paragraph of the docstring, or as given.
         tags: free words.
-        on_stream_failure: "fail".
+        on_stream_failure: "fail" or "restart".
         ordering: "none" or "key".
         retry_policy: how failed attempts are followed by others; None without a policy.
     """
@@ -86,6 +86,7 @@ class Function(Callee[P, C, R], Generic[P, C, R, L]):
         tags: free words.
         ordering: "none" or "key".
         retry_policy: how failed attempts are followed by others; None without a policy.
+        on_stream_failure: "fail" or "restart".
     """
 
     def __init__(
@@ -99,6 +100,7 @@ class Function(Callee[P, C, R], Generic[P, C, R, L]):
         tags: tuple[str, ...],
         ordering: str = "none",
         retry_policy: RetryPolicy | None = None,
+        on_stream_failure: str = "fail",
     ) -> None:
         super().__init__(name, None)
         functools.update_wrapper(self, fn)
@@ -112,6 +114,7 @@ class Function(Callee[P, C, R], Generic[P, C, R, L]):
         self.tags = tags
         self.ordering = ordering
         self.retry_policy = retry_policy
+        self.on_stream_failure = on_stream_failure
         self._parameters = parameters_of(fn)
         self._bind = binder(self.qualname, self._parameters)
 
@@ -141,6 +144,7 @@ class Function(Callee[P, C, R], Generic[P, C, R, L]):
             tags=self.tags,
             ordering=self.ordering,
             retry_policy=self.retry_policy,
+            on_stream_failure=self.on_stream_failure,
         )
 
     def options(self, *, key: str | int | None = None, **others: object) -> Self:
@@ -243,7 +247,8 @@ def function(
         image, cpu, memory, gpu, env, secrets, min_instances, max_instances, max_concurrent_requests: of its
             own container; see `Container`.
         timeout: limit for one attempt, a `timedelta` or seconds; None for none.
-        on_stream_failure: "fail": a stream that broke off in the middle fails.
+        on_stream_failure: "fail": a stream that broke off in the middle fails. "restart": it runs again, and
+            its caller sees it begin again, as often as attempts are granted.
         ordering: "none": calls start in any order. "key": calls with one key, `f.options(key=...)`, start in
             the order in which they were sent, each after the end of the one before it.
         description: what it does; None for the first paragraph of its docstring.
@@ -269,7 +274,7 @@ def function(
             "trigger": trigger,
         },
     )
-    _check_word(label, "on_stream_failure", on_stream_failure, "fail")
+    _check_word(label, "on_stream_failure", on_stream_failure, "fail", "restart")
     _check_word(label, "ordering", ordering, "none", "key")
     resources: dict[str, Any] = {
         "image": image,
@@ -304,6 +309,7 @@ def function(
             tags=words,
             ordering=ordering or "none",
             retry_policy=policy,
+            on_stream_failure=on_stream_failure or "fail",
         )
         register(made)
         notice(made)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import threading
 from collections.abc import Iterator
 from itertools import pairwise
@@ -40,6 +42,13 @@ def flaky(path, fails, after=None):
 
 def strict():
     raise ConnectionError("no policy")
+
+def feed(path, count):
+    for number in range(count):
+        with open(path, "a") as out:
+            print(os.getpid(), file=out)
+        yield number
+        time.sleep(0.1)
 """
 POLICY = RetrySpec(300, 1.0, 300, 0.0, ("UNAVAILABLE",))
 
@@ -142,3 +151,28 @@ def test_retries_survive_the_instance(platform: Platform, tmp_path: Path) -> Non
     assert found.value == 2
     assert [number for number, _ in attempts(path)] == [1, 2]
     assert waited(path)[0] >= 3_998
+
+
+def running(path: Path) -> int:
+    """The pid that has yielded more than three values last; 0 for none."""
+    pids = path.read_text().split() if path.exists() else []
+    return int(pids[-1]) if pids and pids.count(pids[-1]) > 3 else 0
+
+
+def test_stream_that_broke_off_begins_again(broker: Broker, tmp_path: Path) -> None:
+    """Killed in the middle, twice: what counts in the end is one whole execution."""
+    with platform_on(broker.bootstrap_servers, tmp_path) as platform:
+        platform.deploy(SOURCE, {"feed": FunctionKind.GENERATOR}, on_stream_failure="restart", slots=1)
+        platform.start_ready()
+        path = tmp_path / "pids"
+        call_id = platform.call("feed", str(path), 30)
+        killed: list[int] = []
+        for _ in range(2):
+            wait_until(lambda: running(path) not in (0, *killed), 30, "the stream runs")
+            killed.append(running(path))
+            os.kill(killed[-1], signal.SIGKILL)
+        found = platform.wait("feed", call_id)
+        assert found.outcome is not None
+        assert (found.outcome.failure, found.outcome.attempts) == (None, 3)
+        assert found.chunks == list(range(30))
+        assert len(set(path.read_text().split())) == 3

@@ -91,6 +91,17 @@ def test_promises_hold_with_retries(mix: dict[str, Any], keys: bool) -> None:
         assert seen[name] > 0, f"no history had {name}: {seen}"
 
 
+@pytest.mark.parametrize("mix", MIXES, ids=["crashes", "rebalances"])
+def test_promises_hold_when_streams_begin_again(mix: dict[str, Any]) -> None:
+    """What a reader keeps in the end is one execution's stream from its first chunk to its last."""
+    seen: Counter[str] = Counter()
+    for seed in range(5000, 5080):
+        options = {"delays": True, "cancels": seed % 3 == 0, **mix}
+        seen.update(history(seed, streams=True, restart=True, **options).counters)
+    for name in ("restarts", "crashes", "dropped_runs", "expiries", "ended_cancelled"):
+        assert seen[name] > 0, f"no history had {name}: {seen}"
+
+
 # ---- seeded bugs: each rule broken alone is caught by the same histories ----
 
 

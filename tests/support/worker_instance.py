@@ -408,7 +408,11 @@ class Platform:
                 if decode_result_id(record.headers) == call_id:
                     result = decode_result(record.value)
                     history.results.append(result)
-                    history.chunks.extend(decode(chunk) for chunk in fold.feed(result))
+                    restarts = fold.restarts
+                    fresh = fold.feed(result)
+                    if fold.restarts > restarts:
+                        history.chunks.clear()
+                    history.chunks.extend(map(decode, fresh))
         history.outcome = fold.outcome
         return history
 

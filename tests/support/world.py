@@ -44,6 +44,7 @@ from support.world_parts import (
     Instance,
     Keys,
     Sent,
+    folded,
     judge_call,
     random_calls,
 )
@@ -63,6 +64,7 @@ class World:
         cancels: bool = False,
         keys: bool = False,
         delays: bool = False,
+        restart: bool = False,
         cancellations: type[Cancellations] = Cancellations,
         engine: type[Engine] = Engine,
         fold: type[Fold] = Fold,
@@ -73,6 +75,7 @@ class World:
         self.cancellations_type = cancellations
         self.keys = Keys(keys)
         self.delays = Delays(rng, delays)
+        self.restart = restart
         self.cancels = Cancels(0.02 if cancels else 0.0)
         self.now_ms = 1_000
         self.streams = rng.random() < 0.5 if streams is None else streams
@@ -117,6 +120,7 @@ class World:
             parked_per_depth=2,
             ordered=self.keys.ordered,
             retry=self.delays.spec,
+            on_stream_failure="restart" if self.restart else "fail",
         )
         known = self.cancellations_type()
         engine = self.engine_type(settings, self.rng.random, known)
@@ -583,11 +587,7 @@ class World:
         for instance in self.instances:
             self.counters.update(instance.engine.counters)
         for call in self.calls.values():
-            fold = self.fold_type()
-            chunks: list[bytes] = []
-            for result in [each for each in self.results if each.call_id == call.id]:
-                chunks.extend(fold.feed(result))
-            judge_call(self, call, fold, chunks)
+            judge_call(self, call, *folded(self, call))
 
 
 def history(seed: int, *, rounds: int = 260, **options: object) -> World:

@@ -191,6 +191,20 @@ class Keys:
         world.counters["keyed_starts"] += 1
 
 
+def folded(world: World, call: Call) -> tuple[Fold, list[bytes]]:
+    """All results of a call, folded, and the chunks that count in the end."""
+    fold = world.fold_type()
+    chunks: list[bytes] = []
+    for result in [each for each in world.results if each.call_id == call.id]:
+        restarts = fold.restarts
+        fresh = fold.feed(result)
+        if fold.restarts > restarts:
+            world.counters["restarts"] += 1
+            chunks.clear()
+        chunks.extend(fresh)
+    return fold, chunks
+
+
 def judge_call(world: World, call: Call, fold: Fold, chunks: list[bytes]) -> None:
     """P2, P3 and P7 for one call, at the end of a history.
 

@@ -6,6 +6,7 @@ import asyncio
 import gc
 import threading
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -284,3 +285,35 @@ def wait_until(condition: Callable[[], bool]) -> None:
             return
         pause.wait(0.001)
     raise AssertionError("the condition never held")
+
+
+AGAIN = FIRST._replace(run=FIRST.run + 1)
+
+
+def test_stream_that_begins_again_yields_all_of_the_second_run(transport: ScriptedTransport) -> None:
+    """Values nobody took are not given any more; `restarts` tells that it began again."""
+    stream, call_id = started(transport)
+    transport.deliver(call_id, chunk(call_id, 0, "a", "b", "c"))
+    assert next(stream) == "a"
+    transport.deliver(
+        call_id,
+        replace(chunk(call_id, 0, "x", "y"), token=AGAIN),
+        replace(outcome(call_id, first=2), token=AGAIN),
+    )
+    assert (list(stream), stream.restarts) == (["x", "y"], 1)
+
+
+def test_future_of_a_stream_that_began_again_has_the_second_run(transport: ScriptedTransport) -> None:
+    """The list of a future, and a stream of it from wherever it was."""
+    future = function_ref("count").async_call(3)
+    call_id = transport.last.call_id
+    transport.deliver(call_id, chunk(call_id, 0, "a", "b", "c"))
+    stream = future.stream()
+    assert next(stream) == "a"
+    transport.deliver(
+        call_id,
+        replace(chunk(call_id, 0, "x", "y"), token=AGAIN),
+        replace(outcome(call_id, first=2), token=AGAIN),
+    )
+    assert future.result(0) == ["x", "y"]
+    assert list(stream) == ["x", "y"]

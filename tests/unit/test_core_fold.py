@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import pytest
 
-from pelton.core.call import Result, ResultKind, Token
+from pelton.core.call import Failure, Result, ResultKind, Token
 from pelton.core.fold import Fold, fold
 
 CALL = b"c" * 16
@@ -45,7 +45,7 @@ HISTORIES: dict[str, tuple[Sequence[Result], list[bytes], bytes | None]] = {
     "an old owner in between": ([chunk(0, A), chunk(0, B, token=OLD), chunk(1, C), end(2)], [A, C], b"end"),
     "the end of an old owner": ([chunk(0, A), end(0, b"old", OLD), end(1)], [A], b"end"),
     "an old owner that was first": ([end(0, b"old", OLD), chunk(0, A), end(1)], [], b"old"),
-    "a new owner begins again": ([chunk(0, A, token=OLD), chunk(0, B), end(1)], [A, B], b"end"),
+    "a new owner begins again": ([chunk(0, A, token=OLD), chunk(0, B), end(1)], [B], b"end"),
     "a new owner without the beginning": ([chunk(0, A, token=OLD), chunk(1, B), end(2)], [A], None),
     "chunks of nothing": ([chunk(0), chunk(0, A), chunk(1), end(1)], [A], b"end"),
 }
@@ -99,3 +99,16 @@ def test_fold_is_the_same_however_often_records_are_repeated(seed: int) -> None:
         if dice.random() < 0.3:
             repeated.append(replace(dice.choice(plain), token=OLD))
     assert fold(repeated) == fold(plain)
+
+
+def test_fold_of_a_stream_that_begins_again() -> None:
+    """With the first chunk of another execution, or with its good end; a failure leaves what was seen."""
+    before = [chunk(0, b"a", b"b", token=OLD), Result(CALL, TOKEN, ResultKind.RESET)]
+    failed = Result(CALL, TOKEN, ResultKind.OUTCOME, failure=Failure("E", "m"))
+    assert fold([*before, chunk(0, b"c"), end(1)]) == ([b"c"], end(1))
+    assert fold([*before, end(0)]) == ([], end(0))
+    assert fold([*before, failed]) == ([b"a", b"b"], failed)
+    state = Fold()
+    for record in (*before, chunk(0, b"c"), chunk(1, b"d"), end(2)):
+        state.feed(record)
+    assert state.restarts == 1

@@ -187,7 +187,10 @@ class Call:
         """Takes records of the call in log order; never blocks."""
         fold = self.fold
         for result in results:
+            restarts = fold.restarts
             fresh = fold.feed(result)
+            if fold.restarts > restarts:
+                self._begin_again()
             if fresh:
                 if self.chunks is _NO_CHUNKS:
                     self.chunks = list(fresh)
@@ -203,6 +206,14 @@ class Call:
             self.reader.pause(self)
         for listener in self._listeners:
             listener()
+
+    def _begin_again(self) -> None:
+        """The stream begins again: values that nobody took are not given any more."""
+        if self.keeps:
+            self.chunks = _NO_CHUNKS
+        else:
+            self.chunks.clear()
+            self._received_bytes = self.taken_bytes
 
     def listen(self, listener: Listener) -> None:
         """Tells `listener` of chunks and of the end from now on; look at the call after that, not before."""

@@ -41,6 +41,7 @@ class Stream(Generic[T_co]):
         self._connection = connection
         self._decode = decode
         self._index = 0
+        self._begun = call.fold.restarts
         self._closed = False
         self._reading = threading.Lock()
         self._signal = Signal()
@@ -50,6 +51,14 @@ class Stream(Generic[T_co]):
     def call_id(self) -> str:
         """The id of the call, UUID text."""
         return self._call.text
+
+    @property
+    def restarts(self) -> int:
+        """How often it has begun again, for functions with `on_stream_failure="restart"`.
+
+        What was yielded before is yielded anew, perhaps with other values: forget it when this rises.
+        """
+        return self._call.fold.restarts
 
     @property
     def accepted(self) -> Acceptance:
@@ -179,11 +188,15 @@ class Stream(Generic[T_co]):
         call = self._call
         chunks = call.chunks
         if isinstance(chunks, deque):
-            if not chunks:
+            try:
+                chunk = chunks.popleft()
+            except IndexError:
+                # Also when the stream begins again at this moment.
                 return None
-            chunk = chunks.popleft()
             call.taken_bytes += len(chunk)
             return chunk
+        if self._begun != call.fold.restarts:
+            self._begun, self._index = call.fold.restarts, 0
         if self._index >= len(chunks):
             return None
         self._index += 1
@@ -202,7 +215,9 @@ class Stream(Generic[T_co]):
 
     def _has_chunk(self) -> bool:
         chunks = self._call.chunks
-        return bool(chunks) if isinstance(chunks, deque) else self._index < len(chunks)
+        if isinstance(chunks, deque):
+            return bool(chunks)
+        return (self._index if self._begun == self._call.fold.restarts else 0) < len(chunks)
 
     def _has_news(self) -> bool:
         return self._closed or self._call.ended or self._call.paused or self._has_chunk()

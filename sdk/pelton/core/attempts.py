@@ -30,7 +30,7 @@ class Attempts(Retrying):
         if outcome_seen:
             self._free(run)
             self._finish(run)
-        elif chunk_seen:
+        elif chunk_seen and self.settings.on_stream_failure == "fail":
             message = "the stream broke in the middle: what ran it was lost after its first chunk"
             self._give_up(run, Failure("StreamBroken", message, "", "UNAVAILABLE", attempt=run.attempt))
         else:

@@ -23,13 +23,14 @@ class Fold:
         token: the highest token seen.
         next: sequence expected next within that token.
         seen: chunks accepted so far over all tokens.
+        restarts: how often the stream began again after chunks had been seen: those count no more.
         outcome: the record that ended the call, None while it is open.
         started: whether any record of an execution was seen.
         moved: target of the last `moved` record, "" when there was none.
         alias: payload of an alias record naming the winner, None when there was none.
     """
 
-    __slots__ = ("alias", "moved", "next", "outcome", "seen", "started", "token")
+    __slots__ = ("_stale", "alias", "moved", "next", "outcome", "restarts", "seen", "started", "token")
 
     def __init__(self) -> None:
         self.token = _LOWEST
@@ -39,6 +40,8 @@ class Fold:
         self.started = False
         self.moved = ""
         self.alias: bytes | None = None
+        self.restarts = 0
+        self._stale = False
 
     @property
     def ended(self) -> bool:
@@ -51,12 +54,15 @@ class Fold:
             return ()
         if result.token > self.token:
             self.token = result.token
+            self._stale = self._stale or self.next > 0
             self.next = 0
         kind = result.kind
         if kind is _OUTCOME:
             if result.first == self.next:
                 self.outcome = result
                 self.started = True
+                if self._stale and result.failure is None:
+                    self._restart()
             return ()
         if kind is _CHUNK:
             return self._chunks(result)
@@ -73,10 +79,17 @@ class Fold:
         known = self.next - result.first
         if known < 0 or known >= len(result.items):
             return ()
+        if self._stale:
+            self._restart()
         fresh = result.items[known:]
         self.next += len(fresh)
         self.seen += len(fresh)
         return fresh
+
+    def _restart(self) -> None:
+        """What another execution goes on with, or ends well with, stands for the whole of the stream."""
+        self._stale = False
+        self.restarts += 1
 
 
 def fold(results: Iterable[Result]) -> tuple[list[bytes], Result | None]:
@@ -84,5 +97,9 @@ def fold(results: Iterable[Result]) -> tuple[list[bytes], Result | None]:
     state = Fold()
     chunks: list[bytes] = []
     for result in results:
-        chunks.extend(state.feed(result))
+        restarts = state.restarts
+        fresh = state.feed(result)
+        if state.restarts > restarts:
+            chunks.clear()
+        chunks.extend(fresh)
     return chunks, state.outcome

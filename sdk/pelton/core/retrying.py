@@ -79,7 +79,8 @@ class Retrying(Runs):
 
     def _another(self, run: Run, failure: Failure) -> Again | None:
         headers = run.items[0].record.headers
-        if run.cancelled or (self.settings.streams and run.sequence):
+        final = self.settings.streams and self.settings.on_stream_failure == "fail" and run.sequence
+        if run.cancelled or final:
             return None
         return decide(
             self.settings.retry,

@@ -46,6 +46,7 @@ class EngineSettings:
         commit_count: or after so many.
         trim_ms: how often what is committed is deleted from the log.
         retry: how attempts follow each other.
+        on_stream_failure: "fail", or "restart": a stream that broke off runs again from its beginning.
         retries_per_second, retry_burst: the retry budget of the instance.
         commit_retry_ms: pause after a refused or unanswered commit.
         parked_per_depth: runs of one depth that may wait for calls they made; more are not started.
@@ -64,6 +65,7 @@ class EngineSettings:
     commit_count: int = 2000
     trim_ms: int = 60_000
     retry: RetrySpec = NO_POLICY
+    on_stream_failure: str = "fail"
     retries_per_second: float = RETRIES_PER_SECOND
     retry_burst: int = RETRY_BURST
     commit_retry_ms: int = 50
@@ -80,6 +82,7 @@ class EngineSettings:
             max_attempts=spec.max_attempts,
             timeout_ms=spec.timeout_ms,
             retry=spec.retry or NO_POLICY,
+            on_stream_failure=spec.on_stream_failure,
             ordered=ordered,
             window=KEYED_WINDOW if ordered else WINDOW,
         )

@@ -57,7 +57,7 @@ class FunctionSpec:
         partitions: partitions of the invocations topic.
         max_attempts: attempts granted on retriable failures.
         timeout_ms: limit for one attempt; 0 for none.
-        on_stream_failure: "fail".
+        on_stream_failure: "fail" or "restart".
         max_waiting: calls that may wait for it; 0 for any number.
         retry: how attempts follow each other; None without a policy: only when what ran it was lost.
         description: first paragraph of the docstring, or as given.
