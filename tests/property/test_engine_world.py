@@ -206,8 +206,8 @@ class RetriesEarly(Engine):
 class FinishesBeforeTheRetry(Engine):
     """A call that goes on elsewhere is done before Kafka has what it goes on with."""
 
-    def _send_on(self, run: Run, again: Any, as_timer: bool) -> None:
-        super()._send_on(run, again, as_timer)
+    def _send_on(self, run: Run, again: Any, **how: Any) -> None:
+        super()._send_on(run, again, **how)
         self._finish(run)
 
 

@@ -220,6 +220,8 @@ def judge_call(world: World, call: Call, fold: Fold, chunks: list[bytes]) -> Non
     outcome = fold.outcome
     if outcome is None:
         raise Broken(f"P2 {call} has no outcome")
+    if fold.restarts and not world.restart:
+        raise Broken(f"P3 {call} began again for a reader that had seen its chunks")
     parts = [chunk.decode().split(":") for chunk in chunks]
     if [int(step) for _, step in parts] != list(range(len(parts))):
         raise Broken(f"P3 {call} chunks {parts}")

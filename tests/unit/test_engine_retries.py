@@ -275,3 +275,31 @@ def test_storm_of_failures_is_spaced() -> None:
         desk.after(100)
         seen.append(len(desk.starts()))
     assert seen == [0, 0, 0, 0, 2, 1, 1, 1, 1, 0, 0, 0]
+
+
+def test_what_killed_its_executor_goes_on_alone() -> None:
+    """Also when its next attempt waits elsewhere: it might kill that executor, and others in it."""
+    desk = desk_of(5_000)
+    start = run_first(desk)
+    desk.engine.executor_died(desk.now_ms, [start.run_id], "killed")
+    desk.take()
+    for moved in desk.results():
+        desk.acknowledge(moved.send_id)
+    (retry,) = desk.asked_for(SendInput)
+    assert (retry.headers.attempt, retry.headers.may_have_run, retry.headers.used) == (2, 1, 1)
+
+
+def test_second_record_of_a_running_attempt_is_bound_before_it_is_due() -> None:
+    """It waits for nothing of its own, and writes nothing that would outdo the one that runs."""
+    desk = desk_of()
+    desk.engine._delayed._limit = 0
+    desk.records(record(0, attempt=2))
+    (start,) = desk.starts()
+    desk.records(record(1, 0, attempt=2, due_ms=desk.now_ms + 20_000))
+    assert desk.results() == []
+    desk.engine.finished(desk.now_ms, start.run_id, b"v", None)
+    desk.take()
+    for outcome in desk.results():
+        desk.acknowledge(outcome.send_id)
+    desk.after(1_000)
+    assert desk.committed(desk.acknowledge_commits())[0] == 2

@@ -476,12 +476,12 @@ class Engine(Attempts):
         if len(self._cancellations) and self._doomed.why(item):
             self._end_waiting(item)
             return
-        if (headers.due_ms or item.own.used) and self._not_due(item, headers):
-            return
         key = (headers.call_id, headers.attempt)
         other = self._by_key.get(key)
         if other is not None:
             self._bind(item, other, key)
+            return
+        if (headers.due_ms or item.own.used) and self._not_due(item, headers):
             return
         if record.poison:
             item.dispatched = True

@@ -75,7 +75,7 @@ class Retrying(Runs):
         if wait <= IN_PROCESS_MS or self._in_place(run.items[0]):
             self._wait_here(run, again, apart=apart)
         else:
-            self._send_on(run, again, wait > IN_TOPIC_MS)
+            self._send_on(run, again, as_timer=wait > IN_TOPIC_MS, apart=apart)
 
     def _another(self, run: Run, failure: Failure) -> Again | None:
         headers = run.items[0].record.headers
@@ -112,7 +112,7 @@ class Retrying(Runs):
 
         self._commits.ask({item.own for item in run.items}, counted)
 
-    def _send_on(self, run: Run, again: Again, as_timer: bool) -> None:
+    def _send_on(self, run: Run, again: Again, *, as_timer: bool, apart: bool) -> None:
         """The next attempt waits in a topic: `moved` is acknowledged, then the retry, then this is done."""
         item = run.items[0]
         record, headers = item.record, item.record.headers
@@ -120,7 +120,8 @@ class Retrying(Runs):
             return
         run.state = RunState.CLOSING
         target = retry_place(run.key[0])
-        count = max(item.own.counts.get(item.offset, 0), headers.may_have_run or 0)
+        # What killed an executor runs beside nobody: it goes on as a record that may do so again.
+        count = max(item.own.counts.get(item.offset, 0), headers.may_have_run or 0, int(apart))
         retry = headers._replace(
             attempt=again.used + 1,
             due_ms=again.due_ms,
