@@ -8,7 +8,7 @@ import sys
 import typing
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import datetime, timedelta
 from types import FunctionType
 from typing import Any, Generic, ParamSpec, Self, SupportsIndex, TypeVar, overload
 
@@ -147,14 +147,21 @@ class Function(Callee[P, C, R], Generic[P, C, R, L]):
             on_stream_failure=self.on_stream_failure,
         )
 
-    def options(self, *, key: str | int | None = None, **others: object) -> Self:
+    def options(
+        self,
+        *,
+        key: str | int | None = None,
+        timeout: timedelta | float | None = None,
+        deadline: datetime | None = None,
+        **others: object,
+    ) -> Self:
         """As for any callee; a key is refused at once where the function has no key order."""
         if key is not None and self.ordering != "key":
             raise UnsupportedOption(
                 f"function {self.name!r} has no key order, so key= would mean nothing; give it "
                 'ordering="key", and deploy it'
             )
-        return super().options(key=key, **others)
+        return super().options(key=key, timeout=timeout, deadline=deadline, **others)
 
     def local(self, *args: P.args, **kwargs: P.kwargs) -> L:
         """Runs the bare function here; nothing is sent. An `async def` returns its coroutine, as bare."""

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Iterator, Mapping
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any, Final, Generic, ParamSpec, Self, TypeVar, cast
 
 from pelton.client import mapping, readiness, session
 from pelton.client.binding import Binder, binder
-from pelton.client.connection import ATTACH_SECONDS, Connection
+from pelton.client.connection import ATTACH_SECONDS, Connection, Deadline
 from pelton.client.futures import CallFuture, Decoder, wait_blocking, warn_on_loop
 from pelton.client.streams import Stream
 from pelton.core.call import call_id_text, parse_call_id
 from pelton.core.spec import FunctionSpec
 from pelton.errors import DefinitionError, FunctionNotFound, UnsupportedOption
-from pelton.policies import checked_key, checked_name, refuse_unsupported
+from pelton.policies import checked_key, checked_name, checked_timeout, refuse_unsupported
 from pelton.protocol import payload
 from pelton.transport.payloads import encode_arguments
 
@@ -37,6 +37,7 @@ class Callee(Generic[P, C, R]):
         self._decode: Decoder | None = None
         self._before: Callable[[], None] | None = None
         self._key: str | None = None
+        self._deadline: Deadline | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         """What says which function it is; all that was learned of it here is learned anew elsewhere."""
@@ -60,7 +61,7 @@ class Callee(Generic[P, C, R]):
         connection, spec, arguments = self._prepare(args, kwargs)
         if spec.kind.streams:
             call = connection.new_call(spec, keeps=False)
-            connection.send(call, spec, self.version, arguments, self._key)
+            connection.send(call, spec, self.version, arguments, self._key, self._deadline)
             return cast(C, Stream(call, connection, self._decoder(), owner=True))
         return cast(C, wait_blocking(self._send(connection, spec, arguments), connection))
 
@@ -79,7 +80,7 @@ class Callee(Generic[P, C, R]):
             TypeError, FunctionNotFound, PayloadError: as for a plain call.
         """
         connection, spec, arguments = self._prepare(args, kwargs)
-        return call_id_text(connection.submit(spec, self.version, arguments, self._key))
+        return call_id_text(connection.submit(spec, self.version, arguments, self._key, self._deadline))
 
     def map(
         self,
@@ -159,17 +160,28 @@ class Callee(Generic[P, C, R]):
         call = connection.attach(self.name, raw, timeout)
         return CallFuture(call, connection, self._decoder(), streams=spec.kind.streams)
 
-    def options(self, *, key: str | int | None = None, **others: object) -> Self:
+    def options(
+        self,
+        *,
+        key: str | int | None = None,
+        timeout: timedelta | float | None = None,
+        deadline: datetime | None = None,
+        **others: object,
+    ) -> Self:
         """The same function with options for its calls.
 
         Args:
+            timeout: a call must have ended so long after it was sent, a `timedelta` or seconds.
+            deadline: a call must have ended by this instant, an aware `datetime`; one of the two. A call that
+                is too late does not start; one that still runs is stopped; both end with `CallTimeout`. What
+                the call calls inherits what is left.
             key: calls with one key start in the order in which they were sent, each after the end of the
                 one before it; for functions with `ordering="key"`. A number is taken as its digits. None:
                 no order.
             others: not in this version.
 
         Raises:
-            DefinitionError: that is no key.
+            DefinitionError: that is no key, no time, or both times are given.
             UnsupportedOption: another option was given, or the function has no key order.
         """
         refuse_unsupported(
@@ -178,6 +190,7 @@ class Callee(Generic[P, C, R]):
         made = type(self).__new__(type(self))
         vars(made).update(vars(self))
         made._key = None if key is None else checked_key(f"function {self.name!r}", key)
+        made._deadline = _deadline(f"function {self.name!r}: options", timeout, deadline)
         return made
 
     def wait_ready(self, timeout: float | timedelta = 300) -> None:
@@ -233,7 +246,7 @@ class Callee(Generic[P, C, R]):
         future: CallFuture[R] = CallFuture(
             call, connection, self._decode or self._decoder(), streams=spec.kind.streams
         )
-        connection.send(call, spec, self.version, arguments, self._key)
+        connection.send(call, spec, self.version, arguments, self._key, self._deadline)
         return future
 
     def _learn(self, spec: FunctionSpec) -> None:
@@ -256,6 +269,26 @@ class Callee(Generic[P, C, R]):
     def _returns(self) -> Any:
         """The annotation of what the function returns, None when it has none."""
         return None
+
+
+def _deadline(owner: str, timeout: object, deadline: object) -> Deadline | None:
+    """What options say of the end of calls; None when they say nothing.
+
+    Raises:
+        DefinitionError: both are given, or one of them is no time.
+    """
+    if timeout is not None and deadline is not None:
+        raise DefinitionError(f"{owner}: timeout= and deadline= both say until when; give one of them")
+    if timeout is not None:
+        return Deadline(checked_timeout(owner, timeout))
+    if deadline is None:
+        return None
+    if not isinstance(deadline, datetime) or deadline.tzinfo is None:
+        raise DefinitionError(
+            f"{owner}: deadline is a datetime with a zone, like datetime.now(UTC) + timedelta(minutes=5), "
+            f"not {deadline!r}"
+        )
+    return Deadline(None, int(deadline.timestamp() * 1000))
 
 
 class FunctionRef(Callee[..., Any, Any]):

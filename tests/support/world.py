@@ -406,7 +406,7 @@ class World:
         if self.pending:
             call = self.pending.pop(0)
             log = self.logs[self.keys.partition(self, call)]
-            log.append((InputHeaders(call.id, "f"), b"body"))
+            log.append((InputHeaders(call.id, "f", deadline_ms=self.delays.deadline(self, call)), b"body"))
 
     def act(self, instance: Instance) -> None:
         """One thing an instance can do now."""

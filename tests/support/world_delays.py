@@ -34,6 +34,14 @@ class Delays:
         self.spec = RetrySpec(initial, 1.5, 60_000, 0.0, ("UNAVAILABLE",)) if on else RetrySpec()
         self.failed_at: dict[tuple[int, int], int] = {}
         self.timers: dict[tuple[bytes, int], SendTimer] = {}
+        self.deadlines: dict[int, int] = {}
+
+    def deadline(self, world: World, call: Call) -> int:
+        """Until when a call must have ended, 0 for any time."""
+        if not self.on or world.rng.random() < 0.8:
+            return 0
+        self.deadlines[call.number] = world.now_ms + world.rng.randint(2_000, 60_000)
+        return self.deadlines[call.number]
 
     @staticmethod
     def fails(call: Call) -> int:
@@ -56,6 +64,8 @@ class Delays:
 
     def start(self, world: World, call: Call, action: Start) -> None:
         """An attempt starts: not before its time."""
+        if world.now_ms > self.deadlines.get(call.number, world.now_ms):
+            raise Broken(f"D {call} started after its deadline, at {world.now_ms}")
         failed = self.failed_at.get((call.number, action.attempt - 1))
         if failed is None or call.kind != "flaky":
             return

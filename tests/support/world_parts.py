@@ -232,6 +232,11 @@ def judge_call(world: World, call: Call, fold: Fold, chunks: list[bytes]) -> Non
             raise Broken(f"C {call} ended as cancelled, and nobody asked for that")
         world.counters["ended_cancelled"] += 1
         return
+    if outcome.failure is not None and outcome.failure.code == "DEADLINE_EXCEEDED":
+        if call.number not in world.delays.deadlines or call.id not in world.dead:
+            raise Broken(f"D {call} ended as too late without a deadline, or without a dead letter")
+        world.counters["ended_late"] += 1
+        return
     if not world.executions[call.number]:
         if outcome.failure is None or outcome.failure.code != "UNAVAILABLE":
             raise Broken(f"P2 {call} ended {outcome} and never ran")
@@ -247,7 +252,8 @@ def judge_call(world: World, call: Call, fold: Fold, chunks: list[bytes]) -> Non
     else:
         if call.id not in world.dead:
             raise Broken(f"P7 {call} was given up without a dead letter")
-        if world.delays.may_end_well(call) and outcome.failure.code != "UNAVAILABLE":
+        granted = world.delays.may_end_well(call) and call.number not in world.delays.deadlines
+        if granted and outcome.failure.code != "UNAVAILABLE":
             raise Broken(f"R {call} was given up before its attempts were used: {outcome.failure}")
         if call.kind.startswith("kill") and outcome.failure.code != "UNAVAILABLE":
             raise Broken(f"P7 {call} ended {outcome.failure}")

@@ -8,7 +8,9 @@ import sys
 import threading
 import uuid
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -23,6 +25,7 @@ from pelton.errors import (
     CallRejected,
     CallTimeout,
     CallUnavailable,
+    DefinitionError,
     FunctionError,
     FunctionNotFound,
     PayloadCorrupt,
@@ -514,3 +517,42 @@ def test_a_closed_connection_refuses(transport: ScriptedTransport) -> None:
         assert connection.spec("classify").name == "classify"
     with pytest.raises(TransportError, match=r"pelton\.connect\(\)"):
         connection.spec("classify")
+
+
+def test_deadline_travels_with_the_call(transport: ScriptedTransport, classify: FunctionRef) -> None:
+    """As broker time, from a time of day or from now on."""
+    before = transport.now_ms()
+    classify.options(timeout=30).submit(1)
+    found = transport.last.deadline_ms
+    assert found is not None
+    assert before + 30_000 <= found <= transport.now_ms() + 30_000
+    instant = datetime(2100, 1, 1, tzinfo=UTC)
+    classify.options(deadline=instant).submit(1)
+    assert transport.last.deadline_ms == int(instant.timestamp() * 1000)
+    classify.submit(1)
+    assert transport.last.deadline_ms is None
+
+
+def test_deadline_that_has_passed_is_refused_before_anything_is_sent(
+    transport: ScriptedTransport, classify: FunctionRef
+) -> None:
+    """The earliest moment is the caller's."""
+    with pytest.raises(CallTimeout, match="nothing was sent"):
+        classify.options(deadline=datetime(2020, 1, 1, tzinfo=UTC)).submit(1)
+    assert not transport.sent
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"timeout": 5, "deadline": datetime(2100, 1, 1, tzinfo=UTC)},
+        {"deadline": datetime(2100, 1, 1)},
+        {"deadline": 5},
+        {"timeout": -1},
+        {"timeout": "soon"},
+    ],
+)
+def test_deadline_that_is_none_is_refused(classify: FunctionRef, wrong: dict[str, Any]) -> None:
+    """When the options are given."""
+    with pytest.raises(DefinitionError):
+        classify.options(**wrong)

@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from types import TracebackType
-from typing import Final, Self, TypeVar
+from typing import Final, NamedTuple, Self, TypeVar
 
 from pelton.client.calls import Call, Listener
 from pelton.client.nesting import Nesting, check_depth
@@ -24,6 +24,7 @@ from pelton.errors import (
     AcceptanceUnknown,
     CallExpired,
     CallNotFound,
+    CallTimeout,
     FunctionNotFound,
     PeltonError,
     TransportError,
@@ -39,6 +40,22 @@ ATTACH_SECONDS: Final = 30.0
 _SHOWN: Final = 5
 
 T = TypeVar("T")
+
+
+class Deadline(NamedTuple):
+    """Until when a call must have ended.
+
+    Attributes:
+        within_ms: so long after it is sent; None for a fixed time.
+        instant_ms: at this broker time; used when `within_ms` is None.
+    """
+
+    within_ms: int | None = None
+    instant_ms: int = 0
+
+    def at_ms(self, sent_ms: int) -> int:
+        """The deadline of a call that is sent at a broker time."""
+        return self.instant_ms if self.within_ms is None else sent_ms + self.within_ms
 
 
 class Connection:
@@ -104,7 +121,13 @@ class Connection:
         return Call(self._mint(partition), name, self, keeps=keeps)
 
     def send(
-        self, call: Call, spec: FunctionSpec, version: int | None, arguments: bytes, key: str | None = None
+        self,
+        call: Call,
+        spec: FunctionSpec,
+        version: int | None,
+        arguments: bytes,
+        key: str | None = None,
+        deadline: Deadline | None = None,
     ) -> None:
         """Hands a call to the transport; blocks only for backpressure.
 
@@ -114,8 +137,10 @@ class Connection:
             version: what it is pinned to, None for the latest.
             arguments: their payload.
             key: its ordering key, None for none.
+            deadline: until when it must have ended, None for any time.
 
         Raises:
+            CallTimeout: that time is over; nothing was sent.
             TransportError: nothing can be sent.
         """
         call_id = call.id
@@ -123,7 +148,7 @@ class Connection:
         self._unanswered[call_id] = spec.name
         try:
             self.transport.submit(
-                self._invocation(call_id, spec, version, arguments, key),
+                self._invocation(call_id, spec, version, arguments, key, deadline),
                 spec,
                 partial(self._accepted, call),
                 call.receive,
@@ -135,13 +160,19 @@ class Connection:
         self._patience.watch(call_id)
 
     def submit(
-        self, spec: FunctionSpec, version: int | None, arguments: bytes, key: str | None = None
+        self,
+        spec: FunctionSpec,
+        version: int | None,
+        arguments: bytes,
+        key: str | None = None,
+        deadline: Deadline | None = None,
     ) -> CallId:
         """Sends a call whose results nobody here will read; returns its id.
 
         That Kafka did not accept it is counted, and told by `flush` and at the end of the program.
 
         Raises:
+            CallTimeout: its deadline is over; nothing was sent.
             TransportError: nothing can be sent.
         """
         # No reply is read, so any partition of the results topic does.
@@ -149,7 +180,7 @@ class Connection:
         self._unanswered[call_id] = spec.name
         try:
             self.transport.submit(
-                self._invocation(call_id, spec, version, arguments, key),
+                self._invocation(call_id, spec, version, arguments, key, deadline),
                 spec,
                 partial(self._left, call_id, spec.name),
                 _nobody,
@@ -344,15 +375,31 @@ class Connection:
         return mint_call_id(self.transport.now_ms(), partition, self._dice.getrandbits(64).to_bytes(8, "big"))
 
     def _invocation(
-        self, call_id: CallId, spec: FunctionSpec, version: int | None, arguments: bytes, key: str | None
+        self,
+        call_id: CallId,
+        spec: FunctionSpec,
+        version: int | None,
+        arguments: bytes,
+        key: str | None,
+        deadline: Deadline | None,
     ) -> Invocation:
         lineage = None if self.nesting is None else self.nesting.lineage()
+        deadline_ms = None if deadline is None else deadline.at_ms(call_time_ms(call_id))
+        if lineage is not None and lineage.deadline_ms is not None:
+            deadline_ms = min(lineage.deadline_ms, deadline_ms or lineage.deadline_ms)
+        if deadline_ms is not None and deadline_ms <= call_time_ms(call_id):
+            raise CallTimeout(
+                f"the deadline of this call of {spec.name!r} had passed before it was sent; nothing was sent",
+                code="DEADLINE_EXCEEDED",
+                type="DeadlineExceeded",
+            )
         if lineage is None:
             return Invocation(
                 call_id=call_id,
                 function=spec.name,
                 arguments=arguments,
                 version=version,
+                deadline_ms=deadline_ms,
                 ordering_key=key,
                 submitted_ms=call_time_ms(call_id),
             )
@@ -362,7 +409,7 @@ class Connection:
             function=spec.name,
             arguments=arguments,
             version=version,
-            deadline_ms=lineage.deadline_ms,
+            deadline_ms=deadline_ms,
             parent=lineage.ancestry[-1],
             ancestry=lineage.ancestry,
             ordering_key=key,

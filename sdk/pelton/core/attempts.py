@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import heapq
 from collections.abc import Sequence
 from typing import Final
 
 from pelton.core.call import Failure, ResultKind
 from pelton.core.cancelling import CANCEL_GRACE_MS
 from pelton.core.decisions import Interrupt, Unpark
+from pelton.core.expiring import not_ended
 from pelton.core.retrying import Retrying
 from pelton.core.run import Item, Run, RunState
 
@@ -146,6 +148,17 @@ class Attempts(Retrying):
             text = f"ran longer than its timeout of {limit / 1000:g} s"
             self._interrupt(run, text, forced=True)
             self._lost(run, Failure("Timeout", text, "", "DEADLINE_EXCEEDED", True))
+
+    def _end_past_deadline(self) -> None:
+        """Ends attempts whose calls had to be over by now; no other follows."""
+        while self._deadlines and self._deadlines[0][0] <= self._now:
+            run = self._runs.get(heapq.heappop(self._deadlines)[1])
+            if run is None or run.state is not RunState.RUNNING:
+                continue
+            self.counters["deadlines"] += 1
+            failure = not_ended(run.attempt)
+            self._interrupt(run, failure.message, forced=True)
+            self._give_up(run, failure)
 
     def _start_young(self) -> None:
         """Says `started` for attempts that run longer than most."""

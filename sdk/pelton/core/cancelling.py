@@ -64,7 +64,7 @@ class Cancellations:
 
 
 class Doomed:
-    """Records of cancelled calls that wait: they end without running, whether a slot is free or not."""
+    """Waiting records of calls that must not run, cancelled or expired: they end at once, without a slot."""
 
     def __init__(self, known: Cancellations) -> None:
         self._known = known
@@ -78,16 +78,20 @@ class Doomed:
         headers = item.record.headers
         return "" if headers is None else self._known.why(headers.call_id, headers.ancestry)
 
+    def concerns(self, item: Item) -> bool:
+        """Whether the call of a record must not run."""
+        return item.expired or bool(self.why(item))
+
     def add(self, item: Item) -> None:
         """Such a record is kept here from now on, and is in no queue."""
         item.own.held += 1
         self._items.append(item)
 
     def pick(self, items: deque[Item]) -> deque[Item]:
-        """Takes the records of cancelled calls; returns the others."""
+        """Takes the records of calls that must not run; returns the others."""
         left: deque[Item] = deque()
         for item in items:
-            if item.run is None and self.why(item):
+            if item.run is None and self.concerns(item):
                 self.add(item)
             else:
                 left.append(item)

@@ -24,10 +24,10 @@ from pelton.core.decisions import (
     ReadCancellations,
     Released,
     Resume,
-    SendDeadLetter,
     Trim,
     Unpark,
 )
+from pelton.core.expiring import Deadlines, not_begun
 from pelton.core.handover import Handover
 from pelton.core.lanes import KeyOrder, Lanes, is_keyed
 from pelton.core.offsets import decode_metadata
@@ -55,6 +55,7 @@ class Engine(Attempts):
         self._dirty_since = 0
         self._look_at_commits = False
         self._trim_at = 0
+        self._waiting_until = Deadlines()
         self._tail = TailCopies(self._outbox, self._copied, self._not_copied)
         self._order = KeyOrder(self._commits, self._refuse_lane) if settings.ordered else None
 
@@ -151,6 +152,10 @@ class Engine(Attempts):
     def cancelled(self, now_ms: int) -> None:
         """Requests to cancel were added: what they concern ends, or never starts."""
         super().cancelled(now_ms)
+        self._sweep()
+
+    def _sweep(self) -> None:
+        """Takes what must not run out of wherever it waits."""
         doomed = self._doomed
         for own in self._owned.values():
             left = doomed.pick(own.queue)
@@ -229,6 +234,9 @@ class Engine(Attempts):
         queue, size, cancellations = own.queue, 0, len(self._cancellations)
         for record in batch:
             item = own.take_in(record)
+            headers = record.headers
+            if item is not None and headers is not None and headers.deadline_ms:
+                self._waiting_until.watch(headers.deadline_ms, item)
             if item is not None and not (cancellations and self._dooms(item)):
                 queue.append(item)
                 size += len(record.value or b"")
@@ -292,6 +300,10 @@ class Engine(Attempts):
             item.own.wait(item)
         if self.settings.timeout_ms:
             self._end_overdue()
+        if self._deadlines:
+            self._end_past_deadline()
+        if self._waiting_until.passed(now_ms):
+            self._sweep()
         self._end_stuck()
         if self._trim_at and self._trim_at <= now_ms:
             self._trim_at = now_ms + self.settings.trim_ms
@@ -376,11 +388,22 @@ class Engine(Attempts):
         headers = item.record.headers
         if headers is not None and not self._bound(item):
             item.dispatched = True
-            self._end_cancelled(self._new_run(item, (headers.call_id, headers.attempt)), None)
+            run = self._new_run(item, (headers.call_id, headers.attempt))
+            if run.cancelled:
+                self._end_cancelled(run, None)
+            else:
+                self._give_up(run, not_begun())
+
+    def _must_not_run(self, item: Item) -> bool:
+        """Whether a record that is about to begin belongs to a call that is cancelled, or too late."""
+        headers = item.record.headers
+        if headers is not None and headers.deadline_ms and headers.deadline_ms < self._now:
+            item.expired = True
+        return item.expired or (len(self._cancellations) > 0 and bool(self._doomed.why(item)))
 
     def _dooms(self, item: Item) -> bool:
         """Whether the call of a record is cancelled; then it ends without running."""
-        if item.run is not None or not self._doomed.why(item):
+        if item.run is not None or not self._doomed.concerns(item):
             return False
         self._doomed.add(item)
         return True
@@ -473,7 +496,7 @@ class Engine(Attempts):
         if headers is None:
             self._bury(item, record)
             return
-        if len(self._cancellations) and self._doomed.why(item):
+        if self._must_not_run(item):
             self._end_waiting(item)
             return
         key = (headers.call_id, headers.attempt)
@@ -531,7 +554,7 @@ class Engine(Attempts):
             return False
         if own.full and not own.fills_a_gap(item.offset):
             return False
-        if len(self._cancellations) and self._doomed.why(item):
+        if self._must_not_run(item):
             self._end_waiting(item)
             return True
         if not item.local and any(
@@ -567,21 +590,6 @@ class Engine(Attempts):
                 self._fence(run, dead=dead)
 
         self._commits.ask((own,), counted)
-
-    def _bury(self, item: Item, record: InputRecord) -> None:
-        """A record without a readable call id has no caller to tell: a dead letter is its end."""
-        self.counters["poison"] += 1
-        reason = Failure("RecordError", record.poison or "unreadable headers", "", "INVALID_ARGUMENT")
-        item.dispatched = True
-
-        def answered(ok: bool, _offset: int) -> None:
-            if ok:
-                item.own.finish(item)
-                self._done += 1
-            elif item.own.alive:
-                self._outbox.apart(SendDeadLetter(0, item.own.partition, record, reason), answered)
-
-        self._outbox.apart(SendDeadLetter(0, item.own.partition, record, reason), answered)
 
 
 def _bytes_of(items: Iterable[Item]) -> int:

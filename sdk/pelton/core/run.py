@@ -43,11 +43,12 @@ class Item:
         suspect: it may have run before (below the bound, or its header says so).
         local: it ran here in an executor that died with others; it runs again in one of its own.
         run: the run it is bound to.
+        expired: its deadline passed while it waited.
         raised: this assignment raised its delivery count.
         dispatched: this assignment dispatched it.
     """
 
-    __slots__ = ("dispatched", "local", "offset", "own", "raised", "record", "run", "suspect")
+    __slots__ = ("dispatched", "expired", "local", "offset", "own", "raised", "record", "run", "suspect")
 
     def __init__(self, own: Owned, offset: int, record: InputRecord, suspect: bool) -> None:
         self.own = own
@@ -56,6 +57,7 @@ class Item:
         self.suspect = suspect
         self.local = False
         self.run: Run | None = None
+        self.expired = False
         self.raised = False
         self.dispatched = False
 
@@ -127,6 +129,7 @@ class Run:
         "attempt",
         "began_ms",
         "cancelled",
+        "deadline_ms",
         "delivery",
         "due_ms",
         "expired",
@@ -173,4 +176,5 @@ class Run:
         self.apart = False
         self.cancelled = ""
         self.due_ms = 0
+        self.deadline_ms = 0
         self.failures: tuple[Failure, ...] = ()

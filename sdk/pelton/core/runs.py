@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import heapq
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -9,7 +10,8 @@ from typing import Final
 
 from pelton.core.call import Failure, ResultKind
 from pelton.core.cancelling import Cancellations, Doomed, cancelled_failure
-from pelton.core.decisions import Action, Interrupt, ReadResults, Start
+from pelton.core.decisions import Action, InputRecord, Interrupt, ReadResults, SendDeadLetter, Start
+from pelton.core.expiring import not_begun
 from pelton.core.outbox import Outbox
 from pelton.core.ownership import Commits
 from pelton.core.parking import Parking
@@ -117,6 +119,7 @@ class Runs:
         self._lingering: dict[int, Run] = {}
         self._parking = Parking(settings.parked_per_depth)
         self._cancellations = Cancellations() if cancellations is None else cancellations
+        self._deadlines: list[tuple[int, int]] = []
         self._doomed = Doomed(self._cancellations)
         self._cancelling: deque[tuple[int, int]] = deque()
         self._next_run = 0
@@ -160,6 +163,10 @@ class Runs:
         if run.cancelled:
             self._end_cancelled(run, None)
             return
+        if run.deadline_ms and run.deadline_ms < self._now:
+            # Preparing it took too long.
+            self._give_up(run, not_begun())
+            return
         headers = run.items[0].record.headers
         run.state = RunState.RUNNING
         if not run.isolated:
@@ -179,6 +186,8 @@ class Runs:
 
     def _count_time(self, run: Run) -> None:
         run.began_ms = self._now
+        if run.deadline_ms:
+            heapq.heappush(self._deadlines, (run.deadline_ms, run.id))
         self._young.append((self._now, run.id))
         if self.settings.timeout_ms:
             self._timed.append((self._now, run.id))
@@ -193,6 +202,21 @@ class Runs:
         run.state = RunState.CLOSING
         self._outbox.dead_letter(run, reason)
         self._after_acks(run, lambda run, _offset: self._close(run, (), reason))
+
+    def _bury(self, item: Item, record: InputRecord) -> None:
+        """A record without a readable call id has no caller to tell: a dead letter is its end."""
+        self.counters["poison"] += 1
+        reason = Failure("RecordError", record.poison or "unreadable headers", "", "INVALID_ARGUMENT")
+        item.dispatched = True
+
+        def answered(ok: bool, _offset: int) -> None:
+            if ok:
+                item.own.finish(item)
+                self._done += 1
+            elif item.own.alive:
+                self._outbox.apart(SendDeadLetter(0, item.own.partition, record, reason), answered)
+
+        self._outbox.apart(SendDeadLetter(0, item.own.partition, record, reason), answered)
 
     def _close(self, run: Run, items: tuple[bytes, ...], failure: Failure | None) -> None:
         run.state = RunState.CLOSING
@@ -281,4 +305,6 @@ class Runs:
         if headers is not None and headers.ancestry:
             run.ancestry = headers.ancestry
         run.cancelled = self._doomed.why(item)
+        if headers is not None:
+            run.deadline_ms = headers.deadline_ms
         return run

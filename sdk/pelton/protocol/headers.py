@@ -40,7 +40,7 @@ HEADERS: Final = (
         "mr", "u32 + u32", "input", "when it has not run", "may have run: deliveries counted, attempts used"
     ),
     Header("du", "i64", "input", "when 0", "not before this broker time, ms"),
-    Header("dl", "i64", "input", "when 0", "must not start after this broker time, ms"),
+    Header("dl", "i64", "input", "when 0", "must have ended by this broker time, ms"),
     Header("hi", "MessagePack, at most 2 KiB", "input", "when empty", "earlier failures, oldest first"),
     Header(
         "an",
