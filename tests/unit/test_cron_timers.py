@@ -14,7 +14,7 @@ from pelton.errors import TransportError
 from pelton.protocol.codec import encode_timer
 from pelton.protocol.topics import Topics, timer_key
 from pelton.transport.log import KafkaFailure, LogRecord, OnReport, Place
-from pelton_platform.cron.timers import AHEAD_MS, TimerService
+from pelton_platform.cron.timers import AHEAD_MS, GONE_PAUSE_MS, TimerService
 
 TOPICS = Topics("ns")
 TOPIC = "ns.control.timers"
@@ -208,3 +208,17 @@ def test_rubbish_among_timers_is_told() -> None:
     desk.service.fire()
     assert desk.bodies == [b"body 1"]
     assert desk.service.counters["refused"] == 1
+
+
+def test_timer_of_a_function_that_is_gone_holds_up_others_seldom() -> None:
+    """It stays, since the function may come back, and is tried again after a while."""
+    desk = Desk()
+    desk.timer(1, desk.now_ms)
+    desk.own(0)
+    desk.answer = KafkaFailure(3, "UNKNOWN_TOPIC_OR_PART", "no such topic", certain=True)
+    assert desk.service.fire() == 1
+    desk.answer = None
+    assert desk.service.fire() == 0
+    desk.now_ms += GONE_PAUSE_MS
+    assert desk.service.fire() == 1
+    assert desk.bodies == [b"body 1"]

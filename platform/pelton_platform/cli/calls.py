@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Annotated, Any
@@ -10,16 +9,22 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from pelton_platform.cli.connecting import open_registry
-from pelton_platform.cli.console import EXIT_FAILED, Json, age, complain, print_json, print_table, tell
+from pelton_platform.cli.console import (
+    EXIT_FAILED,
+    Json,
+    age,
+    complain,
+    duration_ms,
+    print_json,
+    print_table,
+    tell,
+)
 
 if TYPE_CHECKING:
     from pelton.core.spec import FunctionSpec
     from pelton_platform.deploy.callbook import CallBook, CallEntry
 
 app = typer.Typer(name="calls", help="Look at waiting, running and finished calls.", no_args_is_help=True)
-
-_DURATION = re.compile(r"(\d+)(s|m|h|d)")
-_UNITS_MS = {"s": 1_000, "m": 60_000, "h": 3_600_000, "d": 86_400_000}
 
 MOST_RESULTS = 5_000
 MOST_OPEN = 1_000
@@ -47,11 +52,9 @@ def list_calls(
     from pelton.transport.kafka.probe import broker_now_ms
     from pelton_platform.deploy.callbook import overview
 
-    match = _DURATION.fullmatch(since)
-    if match is None:
-        raise typer.BadParameter("--since is a number and a unit: 10m, 2h, 1d")
+    back_ms = duration_ms("--since", since)
     now_ms = broker_now_ms(find_context())
-    since_ms = now_ms - int(match[1]) * _UNITS_MS[match[2]]
+    since_ms = now_ms - back_ms
     entries: list[CallEntry] = []
     with open_book(function) as (book, specs):
         for spec in specs:

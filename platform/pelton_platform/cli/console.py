@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections.abc import Iterable, Sequence
 from typing import Annotated, Any
 
 import typer
+
+_DURATION = re.compile(r"(\d+)(s|m|h|d)")
+_UNITS_MS = {"s": 1_000, "m": 60_000, "h": 3_600_000, "d": 86_400_000}
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
 
@@ -61,6 +65,14 @@ def _print_plain(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     widths = [max(len(row[index]) for row in (columns, *rows)) for index in range(len(columns))]
     for row in (columns, *rows):
         typer.echo("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+
+
+def duration_ms(option: str, text: str) -> int:
+    """Return a length of time as people write it, `10m`, `2h`, `1d`, in milliseconds."""
+    match = _DURATION.fullmatch(text)
+    if match is None:
+        raise typer.BadParameter(f"{option} is a number and a unit: 10m, 2h, 1d")
+    return int(match[1]) * _UNITS_MS[match[2]]
 
 
 def age(milliseconds: int) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,7 +13,16 @@ import typer
 
 from pelton_platform.cli.calls import parsed_id
 from pelton_platform.cli.connecting import open_registry
-from pelton_platform.cli.console import EXIT_FAILED, Json, age, complain, print_json, print_table, tell
+from pelton_platform.cli.console import (
+    EXIT_FAILED,
+    Json,
+    age,
+    complain,
+    duration_ms,
+    print_json,
+    print_table,
+    tell,
+)
 
 if TYPE_CHECKING:
     from pelton.core.spec import FunctionSpec
@@ -23,9 +31,6 @@ if TYPE_CHECKING:
     from pelton_platform.deploy.dead_letters import DeadLetterBox, Found, Wanted
 
 app = typer.Typer(name="dlq", help="Look at dead letters, and send their calls again.", no_args_is_help=True)
-
-_DURATION = re.compile(r"(\d+)(s|m|h|d)")
-_UNITS_MS = {"s": 1_000, "m": 60_000, "h": 3_600_000, "d": 86_400_000}
 
 Function = Annotated[
     str | None, typer.Argument(metavar="FUNCTION", help="Only those of this function; all without.")
@@ -294,12 +299,7 @@ def _wanted(
 
 
 def _before(now_ms: int, option: str, text: str | None) -> int | None:
-    if text is None:
-        return None
-    match = _DURATION.fullmatch(text)
-    if match is None:
-        raise typer.BadParameter(f"{option} is a number and a unit: 10m, 2h, 1d")
-    return now_ms - int(match[1]) * _UNITS_MS[match[2]]
+    return None if text is None else now_ms - duration_ms(option, text)
 
 
 def _say_plan(what: str, found: dict[str, list[Found]], skipped: int, as_json: bool) -> None:

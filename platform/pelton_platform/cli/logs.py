@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import re
 import threading
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from pelton_platform.cli.console import Json, print_json, tell
+from pelton_platform.cli.console import Json, duration_ms, print_json, tell
 
 if TYPE_CHECKING:
     from pelton.core.spec import LogRecord as LogLine
     from pelton.transport.config import ConnectionConfig
 
-_DURATION = re.compile(r"(\d+)(s|m|h|d)")
-_UNITS_MS = {"s": 1_000, "m": 60_000, "h": 3_600_000, "d": 86_400_000}
 _LAST_LINES_S = 2.0
 
 
@@ -36,12 +33,10 @@ def logs(
     from pelton.transport.config import find_context
     from pelton_platform.deploy.logbook import LogTopic, selector
 
-    match = _DURATION.fullmatch(since)
-    if match is None:
-        raise typer.BadParameter("--since is a number and a unit: 30s, 10m, 2h, 1d")
+    back_ms = duration_ms("--since", since)
     wanted = selector(name)
     with LogTopic(find_context(), tell) as topic:
-        reached = topic.read_past(int(match[1]) * _UNITS_MS[match[2]])
+        reached = topic.read_past(back_ms)
         lines = sorted((line for line in reached.lines if wanted(line)), key=lambda line: line.at_ms)
         for line in lines[-tail:] if tail else []:
             show(line, as_json)

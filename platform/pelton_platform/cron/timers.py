@@ -27,6 +27,10 @@ MOST_AT_ONCE: Final = 2_000
 REPORTED_S: Final = 6.0
 """How long the acknowledgements of what was fired may take."""
 
+GONE_PAUSE_MS: Final = 30_000
+"""A timer whose topic is not there is tried again after so long: finding that out holds up the others."""
+
+_NO_TOPIC: Final = frozenset(("UNKNOWN_TOPIC_OR_PART", "_UNKNOWN_TOPIC", "_UNKNOWN_PARTITION"))
 _NEAR: Final = 200
 """Timers so near to each other in the log are read with what lies between."""
 
@@ -109,6 +113,7 @@ class TimerService:
         self._book = TimerBook()
         self._owned: dict[int, _Owned] = {}
         self._fired: list[LogRecord] = []
+        self._without_topic: set[tuple[int, int]] = set()
         self._complained_at = 0.0
         self.counters: Counter[str] = Counter()
 
@@ -185,8 +190,10 @@ class TimerService:
             self._clear()
         except PeltonError as error:
             self._complain("timers-not-fired", len(left), error)
-        for each in left.values():
-            self._book.add(each.partition, each.due_ms, each.offset)
+        for place, each in left.items():
+            due_ms = self._now_ms() + GONE_PAUSE_MS if place in self._without_topic else each.due_ms
+            self._book.add(each.partition, due_ms, each.offset)
+        self._without_topic.clear()
         return len(due)
 
     def _clear(self) -> None:
@@ -243,6 +250,8 @@ class TimerService:
         def report(
             record: LogRecord, failure: KafkaFailure | None, _partition: int, _offset: int, _at: int
         ) -> None:
+            if failure is not None and failure.name in _NO_TOPIC:
+                self._without_topic.add((record.partition, record.offset))
             answers.put(record if failure is None else None)
 
         sent = 0

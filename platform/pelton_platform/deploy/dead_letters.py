@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Final
 
 from pelton.client.connection import Connection
@@ -299,7 +298,7 @@ def _submitted(connection: Connection, invocation: Invocation, spec: FunctionSpe
             refused.append(error)
         answered.set()
 
-    connection.transport.submit(invocation, spec, accepted, partial(_nobody))
+    connection.transport.submit(invocation, spec, accepted, _nobody)
     connection.transport.forget(invocation.call_id)
     if not answered.wait(_ANSWER_S):
         return f"Kafka did not answer within {_ANSWER_S:g} s"
@@ -308,11 +307,3 @@ def _submitted(connection: Connection, invocation: Invocation, spec: FunctionSpe
 
 def _nobody(*_: object) -> None:
     """Nobody here reads the results of the new call."""
-
-
-def by_function(found: Iterable[Found]) -> Iterator[tuple[str, int]]:
-    """How many there are of each function."""
-    counts: dict[str, int] = {}
-    for each in found:
-        counts[each.letter.function] = counts.get(each.letter.function, 0) + 1
-    yield from sorted(counts.items())
