@@ -15,6 +15,8 @@ SUBJECTS: Final = (
     "log_record",
     "cancellation",
     "timer",
+    "limit_request",
+    "lease",
 )
 """Every kind of record value there is a contract for."""
 

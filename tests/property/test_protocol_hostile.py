@@ -27,6 +27,9 @@ DECODERS: dict[str, Callable[[bytes | None], Any]] = {
     "instance_status": codec.decode_instance_status,
     "log_record": codec.decode_log,
     "cancellation": codec.decode_cancellation,
+    "timer": codec.decode_timer,
+    "limit_request": codec.decode_limit_request,
+    "lease": codec.decode_lease,
 }
 SAMPLES: dict[str, tuple[Any, Callable[[Any], bytes]]] = {
     "invocation": (wire.invocations, codec.encode_invocation),
@@ -38,6 +41,8 @@ SAMPLES: dict[str, tuple[Any, Callable[[Any], bytes]]] = {
     "log_record": (wire.logs, codec.encode_log),
     "cancellation": (wire.cancellations, codec.encode_cancellation),
     "timer": (wire.timers, codec.encode_timer),
+    "limit_request": (wire.limit_requests, codec.encode_limit_request),
+    "lease": (wire.leases, codec.encode_lease),
 }
 RING = Keyring([new_key()], "ns")
 
@@ -273,7 +278,7 @@ def test_huge_counts_allocate_nothing(name: str) -> None:
 
 def _smallest(name: str) -> Any:
     """A value of the contract, to load its schemas before memory is measured."""
-    from pelton.core import call, spec
+    from pelton.core import call, limits, spec
 
     failure = call.Failure("E", "m")
     smallest: dict[str, Any] = {
@@ -285,5 +290,8 @@ def _smallest(name: str) -> Any:
         "instance_status": spec.InstanceStatus("c", "i", "ready", "h", 1, 1),
         "log_record": spec.LogRecord(0, "f", "c", "i", 1, None, 0, "log", "t"),
         "cancellation": call.Cancellation(bytes(16), 0),
+        "timer": call.Timer(0, "t", 0, b""),
+        "limit_request": limits.LimitRequest("i"),
+        "lease": limits.Lease("k", "i", 0),
     }
     return smallest[name]

@@ -28,6 +28,8 @@ RECORDS: list[tuple[str, Any, Callable[[Any], bytes], Callable[[bytes], Any]]] =
     ("log_record", wire.logs, codec.encode_log, codec.decode_log),
     ("cancellation", wire.cancellations, codec.encode_cancellation, codec.decode_cancellation),
     ("timer", wire.timers, codec.encode_timer, codec.decode_timer),
+    ("limit_request", wire.limit_requests, codec.encode_limit_request, codec.decode_limit_request),
+    ("lease", wire.leases, codec.encode_lease, codec.decode_lease),
 ]
 
 

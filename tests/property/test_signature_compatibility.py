@@ -59,12 +59,19 @@ def values(
     signature: inspect.Signature, args: tuple[int, ...], kwargs: dict[str, int]
 ) -> dict[str, Any] | None:
     """What each value is called in the end; None when it is refused."""
+    parameters = signature.parameters.values()
+    aside: dict[str, int] = {}
+    if any(one.kind is Parameter.VAR_KEYWORD for one in parameters):
+        # Python takes the name of a positional-only parameter as any other; `bind` does so from 3.13 on.
+        only = {one.name for one in parameters if one.kind is Parameter.POSITIONAL_ONLY}
+        aside = {name: value for name, value in kwargs.items() if name in only}
     try:
-        bound = signature.bind(*args, **kwargs).arguments
+        rest = {name: value for name, value in kwargs.items() if name not in aside}
+        bound = signature.bind(*args, **rest).arguments
     except TypeError:
         return None
     found = {name: value for name, value in bound.items() if name not in ("args", "kwargs")}
-    return found | {"args": bound.get("args", ()), "kwargs": bound.get("kwargs", {})}
+    return found | {"args": bound.get("args", ()), "kwargs": bound.get("kwargs", {}) | aside}
 
 
 @given(

@@ -33,6 +33,7 @@ from pelton.core.call import (
     Token,
     mint_call_id,
 )
+from pelton.core.limits import Lease, LimitRequest
 from pelton.core.retry import RetrySpec
 from pelton.core.spec import (
     ContainerSpec,
@@ -233,6 +234,16 @@ def _records() -> dict[str, Case]:
             Timer(NOW, "pelton.fn.f.retries", 3, b"body", ID, (("id", ID), ("fn", b"f"))),
             codec.encode_timer,
             codec.decode_timer,
+        ),
+        "limit_request/full": Case(
+            LimitRequest("w1", "concurrency/f/a", 7, 1_000, 2, 5, 8, NOW, 0),
+            codec.encode_limit_request,
+            codec.decode_limit_request,
+        ),
+        "lease/full": Case(
+            Lease("rate/f", "w1", 7, 1_001, 0, 0, 10, NOW, 100_000, NOW * 1000, (NOW, NOW + 100)),
+            codec.encode_lease,
+            codec.decode_lease,
         ),
         "container_spec/full": Case(CONTAINER_SPEC, _encode_container_spec_v1, codec.decode_container_spec),
         "container_spec/probes": Case(

@@ -24,6 +24,7 @@ from pelton.core.call import (
     Timer,
     Token,
 )
+from pelton.core.limits import Lease, LimitRequest
 from pelton.core.retry import RetrySpec
 from pelton.core.spec import (
     ContainerSpec,
@@ -139,6 +140,14 @@ timers = st.builds(
     blobs,
     st.none() | blobs,
     st.lists(st.tuples(texts, blobs), max_size=4).map(tuple),
+)
+limit_requests = st.builds(LimitRequest, texts, texts, counts, counts, counts, counts, counts, counts, counts)
+leases = st.builds(
+    Lease,
+    texts,
+    texts,
+    *[counts] * 8,
+    st.lists(counts, max_size=5).map(tuple),
 )
 images = st.builds(
     ImageSpec, st.none() | texts, st.lists(st.tuples(texts, tuples_of_texts), max_size=3).map(tuple), texts

@@ -11,9 +11,7 @@ from typing import Final
 from pelton.errors import PeltonError
 from pelton.protocol.topics import Control, Topics
 from pelton.transport.config import ConnectionConfig
-from pelton.transport.kafka.clock import BrokerClock
-from pelton.transport.kafka.probe import Probe
-from pelton.transport.kafka.producer import RecordProducer
+from pelton.transport.kafka.probe import ClockProducer
 from pelton.transport.kafka.ranges import RangeReader
 from pelton.transport.kafka.shared import FencedWriter, SharedConsumer
 from pelton_platform import telemetry
@@ -24,9 +22,6 @@ MESSAGE_TIMEOUT_MS: Final = 4_000
 
 POLL_S: Final = 0.1
 """How long a look at the topic waits; timers are taken a second before they are due."""
-
-PROBE_EVERY_S: Final = 10.0
-"""How often broker time is learned anew: a service that fires nothing sends nothing else."""
 
 _PAUSE_S: Final = 1.0
 _log = telemetry.get_logger(__name__)
@@ -61,11 +56,8 @@ class CronService:
         config, topics = self._config, self._topics
         topic, group = topics.control(Control.TIMERS), topics.service_group("timers")
         with ExitStack() as stack:
-            clock = BrokerClock()
-            producer = RecordProducer(config, message_timeout_ms=MESSAGE_TIMEOUT_MS, clock=clock)
-            stack.callback(producer.close, 0.0)
-            for _ in range(2):
-                Probe(producer, topics.control(Control.LOGS)).wait(config.bootstrap_servers)
+            timed = ClockProducer(config, MESSAGE_TIMEOUT_MS)
+            stack.callback(timed.close)
             ranges = RangeReader(config)
             stack.callback(ranges.close)
             writer = FencedWriter(config, group)
@@ -75,18 +67,15 @@ class CronService:
                 if tombstones:
                     writer.write(topic, tombstones, consumer.membership)
 
-            timers = TimerService(topics, topic, ranges, producer, remove, clock.now_ms)
+            timers = TimerService(topics, topic, ranges, timed.producer, remove, timed.clock.now_ms)
             consumer = SharedConsumer(config, topic, group, timers)
             stack.callback(consumer.close)
             _log.info("cron-serves", topic=topic)
-            fired, quiet = 0, 0.0
+            fired = 0
             while not self._stopping.is_set():
                 consumer.poll(0.0 if fired else POLL_S)
                 fired = timers.fire()
-                quiet = 0.0 if fired else quiet + POLL_S
-                if quiet >= PROBE_EVERY_S:
-                    quiet = 0.0
-                    Probe(producer, topics.control(Control.LOGS))
+                timed.learn()
 
 
 def serve(config: ConnectionConfig, log_level: str) -> None:

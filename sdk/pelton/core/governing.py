@@ -140,7 +140,8 @@ class Governor:
     def request(self, partition: int, request: LimitRequest, at_ms: int) -> None:
         """A request was read."""
         own = self._partitions.get(partition)
-        if own is None:
+        if own is None or not own.loaded:
+            # Requests are repeated; what is not known yet would be judged wrongly.
             return
         own.heard[request.instance] = at_ms
         if not request.key or request.limit < 1:

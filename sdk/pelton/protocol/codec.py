@@ -6,6 +6,14 @@ from typing import Final
 
 from pelton.protocol.avro import PREFIX_BYTES, Subject
 from pelton.protocol.invocation import INVOCATION, INVOCATION_PREFIX, decode_invocation, encode_invocation
+from pelton.protocol.limits import (
+    LEASE,
+    LIMIT_REQUEST,
+    decode_lease,
+    decode_limit_request,
+    encode_lease,
+    encode_limit_request,
+)
 from pelton.protocol.records import (
     CANCELLATION,
     DEAD_LETTER,
@@ -45,6 +53,8 @@ SUBJECTS: Final[dict[str, Subject]] = {
         LOG_RECORD,
         CANCELLATION,
         TIMER,
+        LIMIT_REQUEST,
+        LEASE,
     )
 }
 """The contracts by name."""
@@ -64,6 +74,8 @@ __all__ = [
     "decode_function_spec",
     "decode_instance_status",
     "decode_invocation",
+    "decode_lease",
+    "decode_limit_request",
     "decode_log",
     "decode_result",
     "decode_timer",
@@ -73,6 +85,8 @@ __all__ = [
     "encode_function_spec",
     "encode_instance_status",
     "encode_invocation",
+    "encode_lease",
+    "encode_limit_request",
     "encode_log",
     "encode_result",
     "encode_timer",

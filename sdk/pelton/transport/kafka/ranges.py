@@ -99,10 +99,17 @@ def _look_again(consumer: Consumer, topic: str) -> None:
 
 
 class RangeReader:
-    """Reads stretches of the log on the calling thread; keeps a few idle consumers for the next time."""
+    """Reads stretches of the log on the calling thread; keeps a few idle consumers for the next time.
 
-    def __init__(self, config: ConnectionConfig) -> None:
+    Args:
+        config: the connection.
+        read_committed: hides records of aborted transactions, and waits for the end of open ones. Ends must
+            be asked for elsewhere then: this reader takes what is before the first open transaction for all.
+    """
+
+    def __init__(self, config: ConnectionConfig, *, read_committed: bool = False) -> None:
         self._config = config
+        self._read_committed = read_committed
         self._servers = config.bootstrap_servers
         self._lock = threading.Lock()
         self._idle: list[Consumer] = []
@@ -225,7 +232,10 @@ class RangeReader:
             if self._idle:
                 consumer = self._idle.pop()
             else:
-                consumer = Consumer(reader_settings(self._config, ends=True), logger=ClientLog())
+                consumer = Consumer(
+                    reader_settings(self._config, ends=True, read_committed=self._read_committed),
+                    logger=ClientLog(),
+                )
             self._busy.add(consumer)
             return consumer
 

@@ -1,4 +1,4 @@
-"""A control topic shared out among services: who owns a partition reads all of it, and alone writes to it."""
+"""A control topic shared out among services: who owns a partition reads it, and alone answers."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class SharedListener(Protocol):
     """Who owns partitions; called within `SharedConsumer.poll`."""
 
     def assigned(self, ends: Mapping[int, int]) -> None:
-        """Partitions came, by number; each is read from its start, and is known when its end is reached."""
+        """Partitions came, by number, with their ends: each is known when that is reached."""
 
     def gone(self, partitions: Sequence[int]) -> None:
         """Partitions went, to somebody else perhaps."""
@@ -53,6 +53,7 @@ class SharedConsumer:
         group: full name.
         listener: see `SharedListener`.
         read_committed: hides records of open and aborted transactions.
+        from_end: reads what comes from now on, not what was there before.
     """
 
     def __init__(
@@ -63,7 +64,9 @@ class SharedConsumer:
         listener: SharedListener,
         *,
         read_committed: bool = True,
+        from_end: bool = False,
     ) -> None:
+        self._from_end = from_end
         self._servers, self._topic, self._listener = config.bootstrap_servers, topic, listener
         self._mine: set[int] = set()
         self._consumer = Consumer(
@@ -130,8 +133,9 @@ class SharedConsumer:
         places = [(each.topic, each.partition) for each in positions]
         if not places:
             return
-        starts = ask_offsets(consumer, places, EARLIEST, _ASK_S, self._servers)
-        ends = ask_offsets(consumer, places, LATEST, _ASK_S, self._servers)
+        first = LATEST if self._from_end else EARLIEST
+        starts = ask_offsets(consumer, places, first, _ASK_S, self._servers)
+        ends = starts if self._from_end else ask_offsets(consumer, places, LATEST, _ASK_S, self._servers)
         numbers = {place[1]: ends[place] for place in places}
         self._mine.update(numbers)
         self._listener.assigned(numbers)

@@ -1,0 +1,1 @@
+"""The governor: the service that owns limits, and grants slots and tokens of them to instances."""
