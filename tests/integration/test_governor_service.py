@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from pelton.core.limits import RateSpec, interval_us_of
 from pelton_platform.boottime import boot_ms
 from pelton_platform.deploy.home import Home
 from pelton_platform.deploy.settings import DeployerSettings
@@ -23,6 +24,7 @@ from support.worker_instance import Platform, platform_on, wait_until
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(180)]
 
 KEY = "concurrency/f"
+RATE_KEY = "rate/f"
 
 
 class Fleet:
@@ -44,7 +46,13 @@ class Fleet:
         )
 
     def holder(
-        self, name: str, limit: int, workers: int, lasts_s: tuple[float, float] = (0.002, 0.03)
+        self,
+        name: str,
+        limit: int,
+        workers: int,
+        lasts_s: tuple[float, float] = (0.002, 0.03),
+        *,
+        interval_us: int = 0,
     ) -> subprocess.Popen[bytes]:
         """One more holder."""
         path = self.folder / f"{name}.json"
@@ -56,7 +64,8 @@ class Fleet:
                     "namespace": config.namespace,
                     "instance": name,
                     "journal": str(self.journal(name)),
-                    "key": KEY,
+                    "key": RATE_KEY if interval_us else KEY,
+                    "interval_us": interval_us,
                     "limit": limit,
                     "workers": workers,
                     "lasts_s": lasts_s,
@@ -190,3 +199,36 @@ def test_holder_that_leaves_gives_its_slots_back(fleet: Fleet) -> None:
     fleet.holder("b", 1, 1)
     wait_until(lambda: len(fleet.spans("b")) > 1, 30, "the other one")
     assert fleet.spans("b")[0][0] - ended_ms < 5_000
+
+
+def test_rate_holds_over_a_takeover_and_is_shared(fleet: Fleet) -> None:
+    """Starts in any window stay within burst + rate x time, both holders get their part, and most is used."""
+    spec = RateSpec(rate=40, per_ms=1000, burst=10)
+    interval_us = interval_us_of(spec)
+    governor = fleet.governor()
+    names = ("a", "b")
+    for name in names:
+        fleet.holder(name, spec.burst, 8, interval_us=interval_us)
+
+    def starts(*who: str) -> list[int]:
+        return sorted(begun for name in who for begun, _ in fleet.spans(name))
+
+    wait_until(lambda: all(len(starts(name)) > 60 for name in names), 40, "starts of both")
+    governor.kill()
+    governor.wait(10)
+    fleet.governor()
+    since_ms = boot_ms()
+    wait_until(
+        lambda: all(sum(at > since_ms + 1_000 for at in starts(name)) > 60 for name in names),
+        40,
+        "starts of both after the takeover",
+    )
+    found = starts(*names)
+    for first, begun_ms in enumerate(found):
+        for last in range(first, min(len(found), first + 100)):
+            seconds = (found[last] - begun_ms) / 1000
+            assert last - first + 1 <= spec.burst + spec.rate * seconds + 0.1, (first, last, seconds)
+    steady = [at for at in found if found[0] + 500 < at < found[0] + 1_500]
+    assert len(steady) > 0.6 * spec.rate, f"{len(steady)} starts in a second, {spec.rate} were allowed"
+    each = [len(starts(name)) for name in names]
+    assert min(each) > 0.6 * max(each), each

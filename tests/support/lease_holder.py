@@ -11,7 +11,10 @@ import threading
 import time
 from pathlib import Path
 
+from pelton.protocol.topics import Control, Topics
 from pelton.transport.config import ConnectionConfig
+from pelton.transport.kafka.clock import BrokerClock
+from pelton.transport.kafka.probe import Probe
 from pelton.transport.kafka.producer import RecordProducer
 from pelton_platform.boottime import boot_ms
 from pelton_platform.coordinator.leases import Leases
@@ -21,11 +24,12 @@ def main(path: str) -> None:
     """Runs attempts under one limit on some threads until SIGTERM; the settings lie in a file."""
     settings = json.loads(Path(path).read_text())
     config = ConnectionConfig(settings["servers"], settings["namespace"])
+    clock = BrokerClock()
     journal = os.open(settings["journal"], os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-    producer = RecordProducer(config, message_timeout_ms=4_000)
+    producer = RecordProducer(config, message_timeout_ms=4_000, clock=clock)
     leases = Leases(config, settings["instance"], producer)
     key, workers = settings["key"], settings["workers"]
-    leases.declare(key, settings["limit"], 1)
+    leases.declare(key, settings["limit"], 1, settings["interval_us"])
     stopping, changed = threading.Event(), threading.Condition()
 
     def came() -> None:
@@ -56,7 +60,22 @@ def main(path: str) -> None:
             os.write(journal, f"end {boot_ms()} {number}\n".encode())
             leases.done(key)
 
-    threads = [threading.Thread(target=work, args=(number,)) for number in range(workers)]
+    def begin() -> None:
+        """Uses every token there is, and always wants some more."""
+        Probe(producer, Topics(config.namespace).control(Control.LOGS)).wait(config.bootstrap_servers)
+        begun = 0
+        while not stopping.is_set():
+            leases.want(key, "f", workers)
+            if leases.token(key, clock.now_ms()):
+                os.write(journal, f"start {boot_ms()} {begun}\n".encode())
+                begun += 1
+            else:
+                with changed:
+                    changed.wait(0.005)
+
+    run = begin if settings["interval_us"] else work
+    count = 1 if settings["interval_us"] else workers
+    threads = [threading.Thread(target=run, args=(number,)[: run is work]) for number in range(count)]
     signal.signal(signal.SIGTERM, lambda *_: stopping.set())
     for thread in threads:
         thread.start()
