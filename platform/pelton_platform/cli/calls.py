@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from pelton_platform.cli.connecting import open_registry
+from pelton_platform.cli.connecting import not_deployed, open_registry
 from pelton_platform.cli.console import (
     EXIT_FAILED,
     Json,
@@ -157,19 +157,13 @@ def open_book(function: str | None) -> Iterator[tuple[CallBook, list[FunctionSpe
     with open_registry() as (config, registry):
         found, _, _ = registry.snapshot()
         if function is not None and function not in found:
-            raise _not_deployed(function)
+            raise not_deployed(function)
         specs = [found[name] for name in sorted(found) if function in (None, name)]
         book = CallBook(config)
         try:
             yield book, specs
         finally:
             book.close()
-
-
-def _not_deployed(function: str) -> Exception:
-    from pelton.errors import FunctionNotFound
-
-    return FunctionNotFound(f"function {function!r} is not deployed; see `pelton functions`")
 
 
 def _find(call: str, function: str | None) -> CallEntry:
@@ -184,7 +178,7 @@ def _find_family(call: str, function: str | None) -> tuple[CallEntry, list[CallE
     with open_book(None) as (book, specs):
         own = [spec for spec in specs if function in (None, spec.name)]
         if not own and function is not None:
-            raise _not_deployed(function)
+            raise not_deployed(function)
         entry = _known(book.find(own, call_id), call)
         return entry, book.family(specs, entry)
 

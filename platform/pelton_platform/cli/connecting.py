@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from pelton.protocol.signing import Keyring
     from pelton.transport.config import ConnectionConfig
     from pelton_platform.deploy.registry import Registry
 
@@ -22,16 +23,33 @@ def open_registry() -> Iterator[tuple[ConnectionConfig, Registry]]:
         TransportError: Kafka cannot be reached.
         SignatureError: The key of the namespace is missing or damaged.
     """
-    from pelton.protocol.signing import Keyring
-    from pelton.transport.config import find_context, home_folder
-    from pelton_platform.deploy.home import Home
+    from pelton.transport.config import find_context
     from pelton_platform.deploy.registry import Registry
 
     config = find_context()
-    key_file = config.key_file or Home(config.home or home_folder()).key_file(config.namespace)
-    registry = Registry(config, Keyring.load(key_file))
+    registry = Registry(config, keyring_of(config))
     try:
         registry.wait_end(READ_S)
         yield config, registry
     finally:
         registry.close()
+
+
+def keyring_of(config: ConnectionConfig) -> Keyring:
+    """Return the keys of the namespace of a connection.
+
+    Raises:
+        SignatureError: They are missing or damaged.
+    """
+    from pelton.protocol.signing import Keyring
+    from pelton.transport.config import home_folder
+    from pelton_platform.deploy.home import Home
+
+    return Keyring.load(config.key_file or Home(config.home or home_folder()).key_file(config.namespace))
+
+
+def not_deployed(function: str) -> Exception:
+    """Return the error of a command that was given a function nobody knows."""
+    from pelton.errors import FunctionNotFound
+
+    return FunctionNotFound(f"function {function!r} is not deployed; see `pelton functions`")

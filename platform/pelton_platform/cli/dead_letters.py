@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from pelton_platform.cli.calls import parsed_id
-from pelton_platform.cli.connecting import open_registry
+from pelton_platform.cli.connecting import keyring_of, not_deployed, open_registry
 from pelton_platform.cli.console import (
     EXIT_FAILED,
     Json,
@@ -26,7 +26,6 @@ from pelton_platform.cli.console import (
 
 if TYPE_CHECKING:
     from pelton.core.spec import FunctionSpec
-    from pelton.protocol.signing import Keyring
     from pelton.transport.config import ConnectionConfig
     from pelton_platform.deploy.dead_letters import DeadLetterBox, Found, Wanted
 
@@ -64,7 +63,7 @@ def list_letters(
 
     with _box() as (box, specs, now_ms, _):
         wanted = _wanted(now_ms, since, until, type_, code, None)
-        found = [each for _, each in _letters(box, _chosen(specs, function), wanted)]
+        found = list(_letters(box, _chosen(specs, function), wanted))
     found = [each for each in found if everything or each.state == DEAD]
     found.sort(key=lambda each: each.letter.given_up_ms, reverse=True)
     shown = found[:limit]
@@ -101,7 +100,7 @@ def show_letter(
 
     call_id = parsed_id(call)
     with _box() as (box, specs, _, _):
-        found = [each for _, each in _letters(box, specs, Wanted(calls=frozenset((call_id,))))]
+        found = list(_letters(box, specs, Wanted(calls=frozenset((call_id,)))))
     if not found:
         raise CallNotFound(f"call {call} has no dead letter: it was not given up, or more than 30 days ago")
     data: dict[str, Any] = dict(plain(found[-1]))
@@ -158,7 +157,7 @@ def replay(
     with _box() as (box, specs, now_ms, config):
         wanted = _wanted(now_ms, since, until, type_, code, calls)
         chosen = _chosen(specs, function)
-        by_name = {spec.name: [each for _, each in _letters(box, [spec], wanted)] for spec in chosen}
+        by_name = {spec.name: list(box.letters(spec, wanted)) for spec in chosen}
         dead = {name: [each for each in found if each.state == DEAD] for name, found in by_name.items()}
         total = sum(map(len, dead.values()))
         if dry_run or not total:
@@ -166,7 +165,7 @@ def replay(
             _say_plan("would be sent again", dead, skipped, as_json)
             return
         tell(f"sending {total} calls again")
-        keyring = _keyring(config)
+        keyring = keyring_of(config)
         connection = session.current()
         try:
             for spec in chosen:
@@ -197,7 +196,7 @@ def purge(
     with _box() as (box, specs, now_ms, _):
         wanted = _wanted(now_ms, since, until, type_, code, calls)
         found = {
-            spec.name: [each for _, each in _letters(box, [spec], wanted) if each.state != PURGED]
+            spec.name: [each for each in box.letters(spec, wanted) if each.state != PURGED]
             for spec in _chosen(specs, function)
         }
         total = sum(map(len, found.values()))
@@ -229,7 +228,7 @@ def export(
         wanted = _wanted(now_ms, since, until, type_, code, None)
         lines = [
             json.dumps(plain(each), ensure_ascii=False)
-            for _, each in _letters(box, _chosen(specs, function), wanted)
+            for each in _letters(box, _chosen(specs, function), wanted)
         ]
     text = "".join(line + "\n" for line in lines)
     if file == "-":
@@ -254,29 +253,16 @@ def _box() -> Iterator[tuple[DeadLetterBox, list[FunctionSpec], int, ConnectionC
             box.close()
 
 
-def _keyring(config: ConnectionConfig) -> Keyring:
-    from pelton.protocol.signing import Keyring
-    from pelton.transport.config import home_folder
-    from pelton_platform.deploy.home import Home
-
-    return Keyring.load(config.key_file or Home(config.home or home_folder()).key_file(config.namespace))
-
-
 def _chosen(specs: list[FunctionSpec], function: str | None) -> list[FunctionSpec]:
-    from pelton.errors import FunctionNotFound
-
     found = [spec for spec in specs if function in (None, spec.name)]
     if function is not None and not found:
-        raise FunctionNotFound(f"function {function!r} is not deployed; see `pelton functions`")
+        raise not_deployed(function)
     return found
 
 
-def _letters(
-    box: DeadLetterBox, specs: list[FunctionSpec], wanted: Wanted
-) -> Iterator[tuple[FunctionSpec, Found]]:
+def _letters(box: DeadLetterBox, specs: list[FunctionSpec], wanted: Wanted) -> Iterator[Found]:
     for spec in specs:
-        for each in box.letters(spec, wanted):
-            yield spec, each
+        yield from box.letters(spec, wanted)
 
 
 def _wanted(
