@@ -36,18 +36,24 @@ def take(consumer: Consumer) -> list[Message]:
     return messages
 
 
-def commit(consumer: Consumer, messages: list[Message]) -> None:
-    """Commits what is done, as far as it is still ours: others call the rest again, which does no harm."""
-    ends: dict[tuple[str, int], int] = {}
-    for message in messages:
-        place = (str(message.topic()), int(message.partition() or 0))
-        ends[place] = max(ends.get(place, 0), int(message.offset() or 0) + 1)
+def commit(consumer: Consumer, ends: dict[tuple[str, int], int]) -> None:
+    """Commits what is done, as far as it is still ours: others call the rest again, which does no harm.
+
+    While the group shares out its partitions Kafka refuses commits, also of partitions that stay here: these
+    are kept in `ends`, for the next time.
+    """
+    ours = {(each.topic, each.partition) for each in consumer.assignment()}
+    for place in ends.keys() - ours:
+        del ends[place]
+    if not ends:
+        return
     try:
         consumer.commit(
             offsets=[TopicPartition(*place, offset) for place, offset in ends.items()], asynchronous=False
         )
+        ends.clear()
     except KafkaException as error:
-        print(f"not committed: {error}", flush=True)
+        print(f"not committed yet: {error}", flush=True)
 
 
 def main() -> None:
@@ -72,14 +78,19 @@ def main() -> None:
     )
     consumer.subscribe([TOPIC])
     done = 0
+    ends: dict[tuple[str, int], int] = {}
     try:
         while not stopping:
             messages = take(consumer)
             if not messages:
+                commit(consumer, ends)
                 continue
             calls = [classify.async_call(json.loads(message.value() or b"null")) for message in messages]
             gather(*calls, timeout=120)
-            commit(consumer, messages)
+            for message in messages:
+                place = (str(message.topic()), int(message.partition() or 0))
+                ends[place] = max(ends.get(place, 0), int(message.offset() or 0) + 1)
+            commit(consumer, ends)
             done += len(messages)
             print(f"{done} tickets classified", flush=True)
     finally:
