@@ -23,6 +23,8 @@ _WORD: Final = struct.Struct(">Q")
 class Keeper:
     """One keeper's process, and the end of its pipe that executors inherit.
 
+    It dies with the thread that makes it: that has to live as long as this process.
+
     Attributes:
         fd: pass it to executors, which bind themselves to it: see `pelton_platform.executor.bound`.
 
@@ -48,9 +50,10 @@ class Keeper:
         finally:
             os.close(held)
             os.close(told)
-        if self._child.stdout is None or not self._child.stdout.readline():
-            raise OSError("the keeper of leases did not start")
         self._ends_ms = 0
+        if self._child.stdout is None or not self._child.stdout.readline():
+            self.close()
+            raise OSError("the keeper of leases did not start")
 
     @property
     def pid(self) -> int:

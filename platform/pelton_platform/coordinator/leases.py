@@ -16,7 +16,7 @@ from pelton.protocol.limits import parse_lease_key
 from pelton.protocol.topics import CONTROL_PARTITIONS, Control, Topics
 from pelton.transport.config import ConnectionConfig
 from pelton.transport.kafka.producer import RecordProducer
-from pelton.transport.kafka.table import CompactedTable
+from pelton.transport.kafka.table import CompactedTables
 from pelton.transport.log import KafkaFailure
 from pelton.transport.partitioning import partition_of
 from pelton_platform.boottime import boot_ms
@@ -79,8 +79,9 @@ class Leases:
     def done(self, key: str) -> None:
         """Gives back a slot; if others wait for it, at once."""
         with self._lock:
-            self._book.done(key, boot_ms())
-        self._wanted.set()
+            others_wait = self._book.done(key, boot_ms())
+        if others_wait:
+            self._wanted.set()
 
     def token(self, key: str, broker_ms: int) -> int:
         """Takes a token; returns until when its attempt must have begun, or 0."""
@@ -124,10 +125,12 @@ class Leases:
         finally:
             table.close()
 
-    def _open(self) -> CompactedTable | None:
+    def _open(self) -> CompactedTables | None:
         while not self._closed.is_set():
             try:
-                return CompactedTable(self._config, self._leases, self._take, read_committed=True)
+                return CompactedTables(
+                    self._config, [self._leases], self._take, read_committed=True, keep=False
+                )
             except TransportError as error:
                 _log.warning("leases cannot be read yet: %s", error)
                 self._closed.wait(_AGAIN_S)
@@ -163,7 +166,7 @@ class Leases:
             with self._lock:
                 self._book.acknowledged(partition, sent_ms, boot_ms())
 
-    def _take(self, key: bytes, value: bytes | None) -> None:
+    def _take(self, _topic: str, key: bytes, value: bytes | None) -> None:
         """One lease, on the reading thread."""
         place = parse_lease_key(key)
         if place is None or place[1] != self._instance:

@@ -103,11 +103,12 @@ class LeaseBook:
         held.used_ms = at_ms
         return True
 
-    def done(self, key: str, at_ms: int) -> None:
-        """Gives back a slot that `use` gave."""
+    def done(self, key: str, at_ms: int) -> bool:
+        """Gives back a slot that `use` gave; returns whether others wait for it."""
         held = self._held[key]
         held.in_use -= 1
         held.used_ms = at_ms
+        return held.keep < held.slots
 
     def token(self, key: str, broker_ms: int) -> int:
         """Takes a token of a rate; returns until when, broker time, its attempt must have begun, or 0."""
